@@ -1,0 +1,121 @@
+"""Stacked networks as plain lists of tensors, and the tanh-Gaussian policy head.
+
+A network is `[W1, b1, W2, b2, ...]` with `W (*L, in, out)` and `b (*L, 1, out)`; all leading axes `*L` (seeds, members,
+critics) are trained by one batched matmul per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Params = list[Tensor]
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream is a function of `key` alone, e.g. `generator(seed, "learner")`."""
+    mixed = 0x9E3779B97F4A7C15
+    for part in key:
+        for byte in f"{part};".encode():
+            mixed = ((mixed ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return torch.Generator(device=device).manual_seed(mixed >> 1)
+
+
+def randn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal numbers (S, *shape), row s from generator s, on the generators' device."""
+    out = torch.empty((len(generators), *shape), device=generators[0].device)
+    for row, source in zip(out, generators, strict=True):
+        row.normal_(generator=source)
+    return out
+
+
+def rand(shape: Sequence[int], generators: Sequence[torch.Generator], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform numbers in [0, 1), (S, *shape), row s from generator s."""
+    out = torch.empty((len(generators), *shape), device=generators[0].device, dtype=dtype)
+    for row, source in zip(out, generators, strict=True):
+        row.uniform_(generator=source)
+    return out
+
+
+def uniform_init(weight: Tensor, bias: Tensor, source: torch.Generator) -> None:
+    """What `nn.Linear` does: weight (in, out) and bias (1, out) uniform in +-1/sqrt(in)."""
+    bound = 1.0 / math.sqrt(weight.shape[0])
+    weight.uniform_(-bound, bound, generator=source)
+    bias.uniform_(-bound, bound, generator=source)
+
+
+def truncated_normal_init(weight: Tensor, bias: Tensor, source: torch.Generator) -> None:
+    """PETS / MOPO: weight (in, out) normal with std 1/(2 sqrt(in)), cut at 2 std; bias 0."""
+    std = 1.0 / (2.0 * math.sqrt(weight.shape[0]))
+    # Cutting at 2 std shrinks the spread to 0.8796 of the parent's; divide it out so that the std is what is stated.
+    torch.nn.init.trunc_normal_(weight, std=std / 0.87962566, a=-2 * std, b=2 * std, generator=source)
+    bias.zero_()
+
+
+def init_mlp(
+    sizes: Sequence[int],
+    generators: Sequence[torch.Generator],
+    members: Sequence[int] = (),
+    init: Callable[[Tensor, Tensor, torch.Generator], None] = uniform_init,
+) -> Params:
+    """Initial parameters for layers `sizes`, leading axes `(S, *members)`; seed s draws from generator s alone."""
+    lead = (len(generators), *members)
+    params: Params = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        weight = torch.empty((*lead, fan_in, fan_out), device=generators[0].device)
+        bias = torch.empty((*lead, 1, fan_out), device=generators[0].device)
+        for s, source in enumerate(generators):
+            for w, b in zip(weight[s].view(-1, fan_in, fan_out), bias[s].view(-1, 1, fan_out), strict=True):
+                init(w, b, source)
+        params += [weight, bias]
+    return params
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (*L or broadcastable, N, in) @ weight (*L, in, out) + bias (*L, 1, out) -> (*L, N, out)."""
+    if weight.dim() == 2:
+        return torch.addmm(bias, x, weight)
+    lead = weight.shape[:-2]
+    if x.shape[:-2] != lead:
+        x = x.expand(*lead, *x.shape[-2:])
+    if weight.dim() == 3:
+        return torch.baddbmm(bias, x, weight)
+    out = torch.baddbmm(bias.flatten(0, -3), x.flatten(0, -3), weight.flatten(0, -3))
+    return out.unflatten(0, lead)
+
+
+def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu) -> Tensor:
+    """x (*L or broadcastable, N, in) -> (*L, N, out); no activation after the last layer."""
+    for i in range(0, len(params) - 2, 2):
+        x = activation(linear(x, params[i], params[i + 1]))
+    return linear(x, params[-2], params[-1])
+
+
+def q_values(params: Params, z: Tensor, action: Tensor) -> Tensor:
+    """Critics (*, E, in, out): z (*, B, Z), action (*, B, A) -> (*, E, B)."""
+    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3)).squeeze(-1)
+
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+def gaussian_policy(params: Params, z: Tensor) -> tuple[Tensor, Tensor]:
+    """z (*, N, Z) -> mean and log-std (*, N, A) before the tanh; log-std clamped to [-5, 2]."""
+    mean, log_std = mlp(params, z).chunk(2, -1)
+    return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+
+def squash(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparametrised tanh-Gaussian sample: action (*, N, A) and its log density (*, N).
+
+    log pi(a) = log N(u) - sum_d log(1 - tanh(u_d)^2), with the last term in the form that does not underflow
+    (Haarnoja et al. 2018, appendix C): log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
+    """
+    u = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_det = 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+    return torch.tanh(u), (log_normal - log_det).sum(-1)

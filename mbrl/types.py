@@ -1,0 +1,190 @@
+"""The map of the house: names and shapes of all tensors that travel between parts, and what each part must offer.
+
+Leading axes are written `*`: `()` or `(S,)` for stacked seeds. `E` members or critics, `K` candidates, `N` imagined
+lanes, `B` batch, `O, A, Z` observation, action and encoded observation. Rows are axis -2 of a matrix and -1 of a vector;
+`E` or `K` sits just before the rows. Code is written on trailing axes, so one seed and eight seeds are the same code:
+losses are means over rows and sums over members and seeds, which makes stacked training *be* separate training.
+
+Randomness is an argument. Whoever needs noise says how much (`noise_size`), the loop draws it from one generator per
+seed and hands it in, so that a seed's run does not depend on which other seeds run beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+Metrics: TypeAlias = dict[str, Tensor]
+"""Name -> `()` or `(S,)`, on the device. Only the logger reads numbers from it."""
+
+Policy: TypeAlias = Callable[[Tensor], Tensor]
+"""obs (*, N, O) -> action (*, N, A) in [-1, 1]."""
+
+QFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""z (*, B, Z), action (*, B, A) -> value (*, E, B)."""
+
+Termination: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""obs (*, N, O), action (*, N, A), next_obs (*, N, O), all in environment units -> terminal (*, N) bool."""
+
+StateDict: TypeAlias = dict[str, Any]
+"""Nested dicts and lists of tensors, numbers, strings and None: what `torch.load(weights_only=True)` can read."""
+
+
+class Transition(NamedTuple):
+    """Real or imagined steps; a whole dataset or a minibatch."""
+
+    obs: Tensor  # (*, B, O)
+    action: Tensor  # (*, B, A) in [-1, 1]
+    reward: Tensor  # (*, B)
+    next_obs: Tensor  # (*, B, O)
+    terminal: Tensor  # (*, B) bool: the task ended, value after it is 0. Never a time limit, never mere distrust
+    real: Tensor  # (*, B) bool: from the dataset
+
+
+class Prediction(NamedTuple):
+    """What every member of a model says of the next step, in environment units; the last column is the reward."""
+
+    mean: Tensor  # (*, E, N, O+1)
+    std: Tensor  # (*, E, N, O+1)
+
+
+class Imagined(NamedTuple):
+    """One imagined step of N lanes. The width never shrinks: dead lanes compute and are masked."""
+
+    obs: Tensor  # (*, N, O)
+    action: Tensor  # (*, N, A)
+    next_obs: Tensor  # (*, N, O)
+    reward: Tensor  # (*, N)
+    terminal: Tensor  # (*, N) bool: Bellman stop
+    alive: Tensor  # (*, N) bool: the lane goes on after this step
+    keep: Tensor  # (*, N) bool: the row may enter the ring
+    score: Tensor  # (*, N) the selector's trust, 0 if it has none
+    prediction: Prediction
+
+
+class Batch(NamedTuple):
+    """One update's minibatch. Rows are real first, then imagined: `rows[..., :real_rows, :]` are the real ones."""
+
+    transition: Transition
+    real_rows: int
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything that a checkpoint must hold."""
+
+    def state_dict(self) -> StateDict:
+        """All state that the next update depends on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore in place; raise `ValueError` if a shape does not fit."""
+        ...
+
+
+class DynamicsModel(Protocol):
+    """A one-step model. Forward or reverse: the caller swaps obs and next_obs."""
+
+    members: int
+
+    def predict(self, obs: Tensor, action: Tensor) -> Prediction:
+        """All members at once: obs (*, N, O), action (*, N, A) -> mean, std (*, E, N, O+1)."""
+        ...
+
+    def noise_size(self, obs_dim: int) -> int:
+        """Standard normal numbers needed per lane by `draw`."""
+        ...
+
+    def draw(self, prediction: Prediction, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Candidates (*, K, N, O+1) from noise (*, N, noise_size) and uniform (*, N) numbers in [0, 1)."""
+        ...
+
+
+class ActionSource(Protocol):
+    """Where imagined actions come from."""
+
+    def __call__(self, obs: Tensor, policy: Policy, model: DynamicsModel) -> Tensor:
+        """obs (*, N, O) -> action (*, N, A)."""
+        ...
+
+
+class Selector(Protocol):
+    """Which candidate next state is believed."""
+
+    def __call__(
+        self, obs: Tensor, action: Tensor, prediction: Prediction, candidates: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """candidates (*, K, N, O+1), uniform (*, N) -> next_obs (*, N, O), reward (*, N), score (*, N)."""
+        ...
+
+
+class Filter(Protocol):
+    """One pure step of belief: same shapes out as in, `keep` and `alive` never go from False to True."""
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """`t` counts imagined steps from 0."""
+        ...
+
+
+class Encoder(Protocol):
+    """Observation as the learner's networks see it."""
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """obs (*, B, O) -> z (*, B, Z)."""
+        ...
+
+
+class Backup(Protocol):
+    """How the critics' opinions of the next state become one value."""
+
+    def __call__(self, next_q: Tensor) -> Tensor:
+        """next_q (*, E, B) -> (*, B)."""
+        ...
+
+
+class TargetPenalty(Protocol):
+    """What is taken off the Bellman target of a batch."""
+
+    def __call__(self, batch: Batch, target_q: QFunction, policy: Policy) -> Tensor:
+        """-> penalty (*, B), at least 0."""
+        ...
+
+
+class Regulariser(Protocol):
+    """A term added to the critic loss."""
+
+    def __call__(self, q: QFunction, z: Tensor, action: Tensor) -> Tensor:
+        """-> () or (S,), differentiable in the critics' parameters."""
+        ...
+
+
+class Learner(Stateful, Protocol):
+    """A policy with an update rule."""
+
+    def noise_size(self, batch_size: int) -> int:
+        """Standard normal numbers that one update needs per seed."""
+        ...
+
+    def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
+        """One gradient step. noise (S, noise_size), progress () in [0, 1] of the whole run (schedules)."""
+        ...
+
+    def act(
+        self, obs: Tensor, *, mode: Literal["sample", "mean"] = "sample", noise: Tensor | None = None
+    ) -> Tensor:
+        """obs (S, N, O) -> action (S, N, A); `sample` needs noise (S, N, A)."""
+        ...
+
+
+class Logger(Protocol):
+    """Collects metrics without a host sync; `flush` is the one place that reads numbers."""
+
+    def add(self, metrics: Metrics, prefix: str = "") -> None:
+        """Accumulate; the mean since the last flush is reported."""
+        ...
+
+    def flush(self, step: int) -> dict[str, float]:
+        """Write one row to every sink and return it."""
+        ...
