@@ -22,6 +22,9 @@ Metrics: TypeAlias = dict[str, Tensor]
 Policy: TypeAlias = Callable[[Tensor], Tensor]
 """obs (*, N, O) -> action (*, N, A) in [-1, 1]."""
 
+StochasticPolicy: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""obs (*, N, O), standard normal noise (*, N, A) -> action (*, N, A) in [-1, 1]."""
+
 QFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """z (*, B, Z), action (*, B, A) -> value (*, E, B)."""
 
@@ -88,35 +91,37 @@ class DynamicsModel(Protocol):
     """A one-step model. Forward or reverse: the caller swaps obs and next_obs."""
 
     members: int
+    action_dim: int
+    elites: Tensor  # (S, K) indices of the members that serve as the simulator
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members at once: obs (*, N, O), action (*, N, A) -> mean, std (*, E, N, O+1)."""
-        ...
-
-    def noise_size(self, obs_dim: int) -> int:
-        """Standard normal numbers needed per lane by `draw`."""
-        ...
-
-    def draw(self, prediction: Prediction, noise: Tensor, uniform: Tensor) -> Tensor:
-        """Candidates (*, K, N, O+1) from noise (*, N, noise_size) and uniform (*, N) numbers in [0, 1)."""
         ...
 
 
 class ActionSource(Protocol):
     """Where imagined actions come from."""
 
-    def __call__(self, obs: Tensor, policy: Policy, model: DynamicsModel) -> Tensor:
-        """obs (*, N, O) -> action (*, N, A)."""
+    def noise_size(self, action_dim: int) -> int:
+        """Standard normal numbers needed per lane and step."""
+        ...
+
+    def __call__(self, obs: Tensor, policy: StochasticPolicy, model: DynamicsModel, noise: Tensor) -> Tensor:
+        """obs (S, N, O), noise (S, N, noise_size) -> action (S, N, A)."""
         ...
 
 
 class Selector(Protocol):
-    """Which candidate next state is believed."""
+    """Which next state is believed: draws candidates from the members' predictions and picks one."""
+
+    def noise_size(self, outputs: int) -> int:
+        """Standard normal numbers needed per lane and step, for `outputs` = O+1."""
+        ...
 
     def __call__(
-        self, obs: Tensor, action: Tensor, prediction: Prediction, candidates: Tensor, uniform: Tensor
+        self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """candidates (*, K, N, O+1), uniform (*, N) -> next_obs (*, N, O), reward (*, N), score (*, N)."""
+        """noise (S, N, noise_size), uniform (S, N) in [0, 1) -> next_obs (S, N, O), reward (S, N), score (S, N)."""
         ...
 
 
@@ -147,8 +152,12 @@ class Backup(Protocol):
 class TargetPenalty(Protocol):
     """What is taken off the Bellman target of a batch."""
 
-    def __call__(self, batch: Batch, target_q: QFunction, policy: Policy) -> Tensor:
-        """-> penalty (*, B), at least 0."""
+    def noise_size(self, batch_size: int, action_dim: int) -> int:
+        """Standard normal numbers needed per seed and update."""
+        ...
+
+    def __call__(self, batch: Batch, target_q: QFunction, policy: StochasticPolicy, noise: Tensor) -> Tensor:
+        """noise (S, noise_size) -> penalty (S, B), at least 0."""
         ...
 
 

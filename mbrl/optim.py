@@ -1,0 +1,76 @@
+"""Adam on explicit gradients: parameters, moments and step count are plain tensors that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from mbrl.types import StateDict
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) over `params`, updated in place from gradients handed to `step`.
+
+    Adam is elementwise, so parameters stacked along leading axes (seeds, members, critics) are optimised exactly as if
+    each had its own optimiser.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        learning_rate: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+    ) -> None:
+        self.params = list(params)
+        self.learning_rate = torch.tensor(learning_rate, device=self.params[0].device)
+        self.betas = betas
+        self.epsilon = epsilon
+        self.first = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self.second = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self.steps = [torch.zeros((), device=p.device) for p in self.params]
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor], scale: Tensor | None = None) -> None:
+        """One step along `grads` (same shapes as `params`); `scale` () multiplies the learning rate (schedules)."""
+        adam(
+            self.params,
+            list(grads),
+            self.first,
+            self.second,
+            [],
+            self.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.learning_rate if scale is None else self.learning_rate * scale,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+    def state_dict(self) -> StateDict:
+        """Moments and step counts; the parameters belong to their owner."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore in place."""
+        for name in ("first", "second", "steps"):
+            copy_tensors(getattr(self, name), state[name])
+
+
+@torch.no_grad()
+def copy_tensors(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+    """Copy values tensor by tensor; `ValueError` if number or shape differ."""
+    if len(target) != len(source):
+        raise ValueError(f"expected {len(target)} tensors, the saved state has {len(source)}")
+    for i, (to, value) in enumerate(zip(target, source, strict=True)):
+        if to.shape != value.shape:
+            raise ValueError(f"tensor {i} has shape {tuple(value.shape)} in the saved state, expected {tuple(to.shape)}")
+        to.copy_(value)

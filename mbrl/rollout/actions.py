@@ -1,0 +1,19 @@
+"""Where imagined actions come from."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mbrl.types import DynamicsModel, StochasticPolicy
+
+
+class PolicyActions:
+    """Samples of the current policy: Dyna as in MBPO, MOPO, MOBILE and RAVL."""
+
+    def noise_size(self, action_dim: int) -> int:
+        """One number per action dimension."""
+        return action_dim
+
+    def __call__(self, obs: Tensor, policy: StochasticPolicy, model: DynamicsModel, noise: Tensor) -> Tensor:
+        """obs (S, N, O) -> action (S, N, A)."""
+        return policy(obs, noise)

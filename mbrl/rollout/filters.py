@@ -1,0 +1,106 @@
+"""What is believed of an imagined step. Every filter is a pure function of the step; their order is fixed here.
+
+A filter may lower `alive` (the lane ends after this step) and `keep` (the row does not enter the ring), never raise
+them. Only `Terminate` writes `terminal`: with reward 1 and value 100, a row cut by distrust would be worth 1 if it were
+stored terminal, 100 if stored truncated, and nothing if dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mbrl.rollout.uncertainty import Uncertainty
+from mbrl.types import Filter, Imagined, Termination, Transition
+
+
+class Clip:
+    """Keep imagined observations within the data's range, widened by `margin` times its width on both sides.
+
+    Velocities that a model makes up are unbounded otherwise. A row that is not even finite is dropped.
+
+    Args:
+        data: the dataset, rows (N, .).
+        margin: 0 is the range itself; infinity leaves everything but non-finite rows alone (the published MOPO).
+    """
+
+    def __init__(self, data: Transition, margin: float = 0.5) -> None:
+        low = torch.minimum(data.obs.amin(0), data.next_obs.amin(0))
+        high = torch.maximum(data.obs.amax(0), data.next_obs.amax(0))
+        width = high - low
+        self.low = torch.where(width > 0, low - margin * width, low)
+        self.high = torch.where(width > 0, high + margin * width, high)
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """Same step with next_obs (S, N, O) inside the range."""
+        finite = torch.isfinite(step.next_obs).all(-1) & torch.isfinite(step.reward)
+        next_obs = torch.where(finite.unsqueeze(-1), step.next_obs.clamp(self.low, self.high), step.obs)
+        reward = torch.where(finite, step.reward, torch.zeros_like(step.reward))
+        return step._replace(next_obs=next_obs, reward=reward, keep=step.keep & finite, alive=step.alive & finite)
+
+
+class Terminate:
+    """The task's own end: marks the row terminal and ends the lane."""
+
+    def __init__(self, termination: Termination) -> None:
+        self.termination = termination
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """The only filter that writes `terminal`."""
+        terminal = self.termination(step.obs, step.action, step.next_obs)
+        return step._replace(terminal=terminal, alive=step.alive & ~terminal)
+
+
+class Penalise:
+    """MOPO: reward - coefficient * uncertainty (Yu et al. 2020, equation 2)."""
+
+    def __init__(self, uncertainty: Uncertainty, coefficient: float) -> None:
+        self.uncertainty = uncertainty
+        self.coefficient = coefficient
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """Only `reward` changes."""
+        return step._replace(reward=step.reward - self.coefficient * self.uncertainty(step.prediction))
+
+
+class FilterChain:
+    """Filters in their one right order: clip, terminate, penalise, truncate, then any others as given.
+
+    The order is code and not configuration, because a termination must see the clipped state, a penalty must not
+    depend on who is cut, and a truncation must see both.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip: Filter | None = None,
+        terminate: Filter | None = None,
+        penalise: Filter | None = None,
+        truncate: Filter | None = None,
+        others: Sequence[Filter] = (),
+    ) -> None:
+        named = (clip, terminate, penalise, truncate)
+        self.filters = [f for f in named if f is not None] + list(others)
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """Apply all, and hold them to their contract: same shapes, dead lanes stay dead, their rows stay out."""
+        alive, keep = step.alive, step.keep
+        for part in self.filters:
+            done = part(step, t)
+            name = type(part).__name__
+            if [x.shape for x in tensors(done)] != [x.shape for x in tensors(step)]:
+                raise ValueError(f"filter {name} changed a shape: {shapes(step)} became {shapes(done)}")
+            step = done
+        return step._replace(alive=step.alive & alive, keep=step.keep & keep)
+
+
+def tensors(step: Imagined) -> list[Tensor]:
+    """The fields of a step that filters may change."""
+    return [step.obs, step.action, step.next_obs, step.reward, step.terminal, step.alive, step.keep, step.score]
+
+
+def shapes(step: Imagined) -> dict[str, tuple[int, ...]]:
+    """Field name -> shape, for messages."""
+    return {name: tuple(x.shape) for name, x in zip(step._fields, tensors(step), strict=False)}

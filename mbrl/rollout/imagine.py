@@ -1,0 +1,100 @@
+"""Imagination: from real states, act, predict, select, filter, and write the rows that are believed.
+
+Nothing here knows a method. A method is a choice of action source, selector and filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbrl.data.ring import ReplayTable
+from mbrl.nets import rand, randn
+from mbrl.rollout.filters import FilterChain
+from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, StochasticPolicy, Transition
+
+
+@dataclass
+class Imagination:
+    """The parts of one way to imagine.
+
+    Attributes:
+        model: what predicts.
+        actions: where actions come from.
+        select: which prediction is believed.
+        filters: what becomes of a step.
+        length: steps per lane, h.
+        chunk: lanes that go through all `length` steps together. A CPU wants what its cache holds, a GPU everything.
+    """
+
+    model: DynamicsModel
+    actions: ActionSource
+    select: Selector
+    filters: FilterChain
+    length: int
+    chunk: int
+
+    @torch.no_grad()
+    def step(
+        self, obs: Tensor, alive: Tensor, policy: StochasticPolicy, generators: Sequence[torch.Generator], t: int
+    ) -> Imagined:
+        """One step of every lane: obs (S, N, O), alive (S, N) bool. Dead lanes compute too and are masked."""
+        lanes, outputs = obs.shape[-2], obs.shape[-1] + 1
+        action_size = self.actions.noise_size(self.model.action_dim)
+        noise = randn((lanes, action_size + self.select.noise_size(outputs)), generators)
+        uniform = rand((lanes,), generators)
+        action = self.actions(obs, policy, self.model, noise[..., :action_size])
+        prediction = self.model.predict(obs, action)
+        next_obs, reward, score = self.select(
+            obs, action, prediction, self.model.elites, noise[..., action_size:], uniform
+        )
+        terminal = torch.zeros_like(alive)
+        return self.filters(
+            Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction), t
+        )
+
+    def fill(
+        self, table: ReplayTable, lanes: int, policy: StochasticPolicy, generators: Sequence[torch.Generator]
+    ) -> Metrics:
+        """Imagine from `lanes` real states per seed and write the kept rows into the table.
+
+        Returns metrics (S,): share of kept rows, share of terminal ones, mean reward as stored, mean score.
+        """
+        seeds = table.seeds
+        totals = torch.zeros((5, seeds), device=table.rows.device)
+        for begin in range(0, lanes, self.chunk):
+            width = min(self.chunk, lanes - begin)
+            obs = table.starts(rand((width,), generators, dtype=torch.float64))
+            alive = torch.ones((seeds, width), dtype=torch.bool, device=obs.device)
+            rows = obs.new_zeros((seeds, self.length, width, table.width))
+            keep = torch.empty((seeds, self.length, width), dtype=torch.bool, device=obs.device)
+            for t in range(self.length):
+                done = self.step(obs, alive, policy, generators, t)
+                imagined = torch.zeros_like(done.terminal)
+                table.pack(
+                    Transition(done.obs, done.action, done.reward, done.next_obs, done.terminal, imagined), rows[:, t]
+                )
+                keep[:, t] = done.keep
+                kept = done.keep.to(obs.dtype)
+                totals += torch.stack(
+                    [
+                        torch.full_like(kept[:, 0], width),
+                        kept.sum(-1),
+                        (done.terminal * kept).sum(-1),
+                        (done.reward * kept).sum(-1),
+                        (done.score * kept).sum(-1),
+                    ]
+                )
+                obs, alive = done.next_obs, done.alive
+            table.write(rows.flatten(1, 2), keep.flatten(1, 2))
+        asked, kept_rows, terminals, reward, score = totals
+        rows_kept = kept_rows.clamp(min=1)
+        return {
+            "kept": kept_rows / asked,
+            "terminal": terminals / rows_kept,
+            "reward": reward / rows_kept,
+            "score": score / rows_kept,
+        }

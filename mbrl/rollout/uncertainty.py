@@ -1,0 +1,32 @@
+"""How much the members disagree or doubt: pure functions from a prediction (*, E, N, O+1) to one number a lane (*, N)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+
+from mbrl.types import Prediction
+
+Uncertainty: TypeAlias = Callable[[Prediction], Tensor]
+
+
+def max_aleatoric(prediction: Prediction) -> Tensor:
+    """MOPO: max over members of the norm of the predicted std, reward included (Yu et al. 2020, section 4.3)."""
+    # The root is taken once, after the max: it is monotone.
+    return prediction.std.square().sum(-1).amax(-2).sqrt()
+
+
+def max_pairwise(prediction: Prediction) -> Tensor:
+    """Largest distance of a member's mean next observation from the members' average, reward left out.
+
+    This is the published code's `pairwise-diff`; despite the name it measures distance from the average.
+    """
+    means = prediction.mean[..., :-1]
+    return (means - means.mean(-3, keepdim=True)).square().sum(-1).amax(-2).sqrt()
+
+
+def ensemble_std(prediction: Prediction) -> Tensor:
+    """Root of the members' variance (population) of the mean next observation, averaged over dimensions."""
+    return prediction.mean[..., :-1].var(-3, correction=0).mean(-1).sqrt()
