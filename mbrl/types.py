@@ -136,6 +136,10 @@ class Filter(Protocol):
 class Encoder(Protocol):
     """Observation as the learner's networks see it."""
 
+    def size(self, obs_dim: int) -> int:
+        """Z for a given O."""
+        ...
+
     def __call__(self, obs: Tensor) -> Tensor:
         """obs (*, B, O) -> z (*, B, Z)."""
         ...

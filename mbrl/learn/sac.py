@@ -1,0 +1,212 @@
+"""Soft actor-critic (Haarnoja et al. 2018) on stacked seeds, with a place for every term the offline methods change.
+
+An update is: critics, actor, temperature, target critics. State is plain tensors with leading axes (S) or (S, E);
+gradients are taken only of what steps; nothing syncs with the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mbrl.learn.backups import minimum
+from mbrl.learn.encoders import Identity
+from mbrl.nets import gaussian_policy, generator, init_mlp, q_values, squash
+from mbrl.optim import Adam, copy_tensors
+from mbrl.types import Backup, Batch, Encoder, Metrics, Regulariser, StateDict, TargetPenalty
+
+
+class SAC:
+    """SAC for `S` seeds at once.
+
+    Args:
+        obs_dim: O.
+        action_dim: A.
+        seeds: each seed has its own initial weights; everything else it needs is handed in.
+        critics: E; the target is `backup` over all of them.
+        hidden: widths of the actor's and the critics' hidden layers (ReLU).
+        discount: gamma.
+        target_rate: tau of the moving average of the critics.
+        actor_learning_rate: of Adam, before the schedule.
+        critic_learning_rate: of Adam.
+        temperature_learning_rate: of Adam on log(alpha).
+        target_entropy: in nats; None means -A.
+        initial_temperature: alpha at the start.
+        max_temperature: alpha is kept below it; the model-based methods were published with 1. None for no limit.
+        cosine_actor: actor learning rate falls to 0 along a half cosine over the run.
+        soft_backup: the target includes the entropy term.
+        encoder: what the networks see of an observation.
+        backup: next_q (S, E, B) -> (S, B).
+        target_penalty: taken off the Bellman target, e.g. MOBILE's.
+        regularisers: terms added to the critic loss.
+        device: where everything lives.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        seeds: Sequence[int],
+        *,
+        critics: int = 2,
+        hidden: Sequence[int] = (256, 256),
+        discount: float = 0.99,
+        target_rate: float = 0.005,
+        actor_learning_rate: float = 1e-4,
+        critic_learning_rate: float = 3e-4,
+        temperature_learning_rate: float = 1e-4,
+        target_entropy: float | None = None,
+        initial_temperature: float = 1.0,
+        max_temperature: float | None = 1.0,
+        cosine_actor: bool = True,
+        soft_backup: bool = True,
+        encoder: Encoder | None = None,
+        backup: Backup = minimum,
+        target_penalty: TargetPenalty | None = None,
+        regularisers: Sequence[Regulariser] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
+        self.discount, self.target_rate = discount, target_rate
+        self.target_entropy = -float(action_dim) if target_entropy is None else target_entropy
+        self.max_log_temperature = math.inf if max_temperature is None else math.log(max_temperature)
+        self.cosine_actor, self.soft_backup = cosine_actor, soft_backup
+        self.encoder: Encoder = encoder if encoder is not None else Identity()
+        self.backup, self.target_penalty, self.regularisers = backup, target_penalty, tuple(regularisers)
+
+        z = self.encoder.size(obs_dim)
+        actor_sources = [generator(seed, "learner", "actor") for seed in seeds]
+        critic_sources = [generator(seed, "learner", "critics") for seed in seeds]
+        self.actor = [p.to(device).requires_grad_() for p in init_mlp([z, *hidden, 2 * action_dim], actor_sources)]
+        self.critics = [
+            p.to(device).requires_grad_() for p in init_mlp([z + action_dim, *hidden, 1], critic_sources, (critics,))
+        ]
+        self.target_critics = [p.detach().clone() for p in self.critics]
+        self.log_temperature = torch.full((len(self.seeds),), math.log(initial_temperature), device=device)
+        self.log_temperature.requires_grad_()
+        self.actor_optimiser = Adam(self.actor, actor_learning_rate)
+        self.critic_optimiser = Adam(self.critics, critic_learning_rate)
+        self.temperature_optimiser = Adam([self.log_temperature], temperature_learning_rate)
+
+    def noise_size(self, batch_size: int) -> int:
+        """Two actions per row, and what the target penalty asks for."""
+        extra = self.target_penalty.noise_size(batch_size, self.action_dim) if self.target_penalty else 0
+        return 2 * batch_size * self.action_dim + extra
+
+    def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
+        """One step of everything on a batch (S, B); noise (S, noise_size); progress () in [0, 1] of the run."""
+        rows = batch.transition.reward.shape[-1]
+        here, there, extra = noise.split([rows * self.action_dim] * 2 + [noise.shape[-1] - 2 * rows * self.action_dim], -1)
+        shape = (*noise.shape[:-1], rows, self.action_dim)
+        z = self.encoder(batch.transition.obs)
+
+        target = self.target(batch, there.reshape(shape), extra)
+        critic_loss, q = self.critic_loss(z, batch.transition.action, target)
+        self.critic_optimiser.step(torch.autograd.grad(critic_loss.sum(), self.critics))
+
+        actor_loss, log_density = self.actor_loss(z, here.reshape(shape))
+        scale = 0.5 * (1.0 + torch.cos(math.pi * progress)) if self.cosine_actor else None
+        self.actor_optimiser.step(torch.autograd.grad(actor_loss.sum(), self.actor), scale)
+
+        # d/d log(alpha) of  -log(alpha) (log pi + target entropy),  written out.
+        self.temperature_optimiser.step([-(log_density.mean(-1) + self.target_entropy)])
+        with torch.no_grad():
+            self.log_temperature.clamp_(max=self.max_log_temperature)
+            torch._foreach_lerp_(self.target_critics, [p.detach() for p in self.critics], self.target_rate)
+
+        return {
+            "critic_loss": critic_loss.detach(),
+            "actor_loss": actor_loss.detach(),
+            "temperature": self.log_temperature.detach().exp(),
+            "entropy": -log_density.mean(-1),
+            "q": q.mean((-2, -1)),
+            "q_spread": (q.amax(-2) - q.amin(-2)).mean(-1),
+            "target": target.mean(-1),
+        }
+
+    @torch.no_grad()
+    def target(self, batch: Batch, noise: Tensor, extra: Tensor) -> Tensor:
+        """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty."""
+        step = batch.transition
+        z = self.encoder(step.next_obs)
+        action, log_density = squash(*gaussian_policy(self.actor, z), noise)
+        value = self.backup(q_values(self.target_critics, z, action))
+        if self.soft_backup:
+            value = value - self.log_temperature.exp().unsqueeze(-1) * log_density
+        target = step.reward + self.discount * torch.where(step.terminal, torch.zeros_like(value), value)
+        if self.target_penalty is not None:
+            target = target - self.target_penalty(batch, self.target_q, self.sample, extra)
+        return target
+
+    def critic_loss(self, z: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared error, mean over rows, summed over critics, plus regularisers (S,); and the values (S, E, B)."""
+        q = q_values(self.critics, z, action)
+        loss = (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+        for term in self.regularisers:
+            loss = loss + term(lambda z, action: q_values(self.critics, z, action), z, action)
+        return loss, q.detach()
+
+    def actor_loss(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """mean of alpha log pi - min Q (S,), and log pi (S, B) without gradient."""
+        action, log_density = squash(*gaussian_policy(self.actor, z), noise)
+        # Detached critics: their weight gradients would be computed and thrown away otherwise.
+        q = q_values([p.detach() for p in self.critics], z, action).amin(-2)
+        temperature = self.log_temperature.detach().exp().unsqueeze(-1)
+        return (temperature * log_density - q).mean(-1), log_density.detach()
+
+    def target_q(self, z: Tensor, action: Tensor) -> Tensor:
+        """Target critics: z (S, B, Z), action (S, B, A) -> (S, E, B)."""
+        return q_values(self.target_critics, z, action)
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Critics without gradient: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
+        with torch.no_grad():
+            return q_values(self.critics, self.encoder(obs), action)
+
+    @torch.no_grad()
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """An action of the stochastic policy: obs (S, N, O), noise (S, N, A) -> (S, N, A)."""
+        mean, log_std = gaussian_policy(self.actor, self.encoder(obs))
+        return torch.tanh(mean + log_std.exp() * noise)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None
+    ) -> Tensor:
+        """The deterministic action tanh(mean), or a sample from `noise` (S, N, A)."""
+        if mode == "sample":
+            if noise is None:
+                raise ValueError('act(mode="sample") needs noise of the action\'s shape')
+            return self.sample(obs, noise)
+        return torch.tanh(gaussian_policy(self.actor, self.encoder(obs))[0])
+
+    def _lists(self) -> dict[str, list[Tensor]]:
+        return {
+            "actor": self.actor,
+            "critics": self.critics,
+            "target_critics": self.target_critics,
+            "log_temperature": [self.log_temperature],
+        }
+
+    def _optimisers(self) -> dict[str, Adam]:
+        return {
+            "actor_optimiser": self.actor_optimiser,
+            "critic_optimiser": self.critic_optimiser,
+            "temperature_optimiser": self.temperature_optimiser,
+        }
+
+    def state_dict(self) -> StateDict:
+        """Networks, temperature, targets, moments."""
+        tensors: StateDict = {name: [p.detach() for p in params] for name, params in self._lists().items()}
+        return tensors | {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore in place; `ValueError` if a shape does not fit."""
+        for name, params in self._lists().items():
+            copy_tensors(params, state[name])
+        for name, optimiser in self._optimisers().items():
+            optimiser.load_state_dict(state[name])
