@@ -198,6 +198,10 @@ class Logger(Protocol):
         """Accumulate; the mean since the last flush is reported."""
         ...
 
+    def log_event(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that are known now, e.g. scores; they join the row of update `step`."""
+        ...
+
     def flush(self, step: int) -> dict[str, float]:
-        """Write one row to every sink and return it."""
+        """Write the row of update `step` to every sink and return the means."""
         ...

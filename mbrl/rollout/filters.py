@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mbrl.rollout.uncertainty import Uncertainty
+from mbrl.rollout.uncertainty import DISAGREEMENTS, Uncertainty
 from mbrl.types import Filter, Imagined, Termination, Transition
 
 
@@ -59,6 +59,12 @@ class Penalise:
     def __init__(self, uncertainty: Uncertainty, coefficient: float) -> None:
         self.uncertainty = uncertainty
         self.coefficient = coefficient
+        self.name = uncertainty.__name__
+
+    @property
+    def needs_members(self) -> bool:
+        """Whether the uncertainty is a disagreement, which a single model does not have."""
+        return self.uncertainty in DISAGREEMENTS
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
         """Only `reward` changes."""

@@ -30,3 +30,7 @@ def max_pairwise(prediction: Prediction) -> Tensor:
 def ensemble_std(prediction: Prediction) -> Tensor:
     """Root of the members' variance (population) of the mean next observation, averaged over dimensions."""
     return prediction.mean[..., :-1].var(-3, correction=0).mean(-1).sqrt()
+
+
+DISAGREEMENTS: tuple[Uncertainty, ...] = (max_pairwise, ensemble_std)
+"""Those that are 0 for a single model."""

@@ -1,0 +1,315 @@
+"""From words to parts: overrides are checked, tuned values looked up, and the configuration becomes objects.
+
+This module and `cli.py` are the only places that see the configuration; every part receives typed keywords.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import mbrl
+from mbrl.data.ring import ReplayTable
+from mbrl.data.sources import Dataset, load_dataset
+from mbrl.data.tasks import Reference, Task, find_task, task_for
+from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.evaluate import EnvSpec, env_spec
+from mbrl.learn.sac import SAC
+from mbrl.rollout.filters import Clip, FilterChain, Terminate
+from mbrl.rollout.imagine import Imagination
+from mbrl.train import Schedule
+
+
+class ConfigError(ValueError):
+    """An override or a configuration that cannot be used, in words that say what would be."""
+
+
+def config_folder() -> Path:
+    """`configs/`: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(mbrl.__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+# -- overrides ---------------------------------------------------------------------------------------------------------
+
+
+def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a configuration, inner nodes included."""
+    if isinstance(cfg, DictConfig):
+        for key in cfg:
+            name = f"{prefix}{key}"
+            yield name
+            if not OmegaConf.is_missing(cfg, str(key)) and not OmegaConf.is_interpolation(cfg, str(key)):
+                yield from flat_keys(cfg[key], f"{name}.")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` for the nearest known words, or nothing."""
+    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    close += [last[k] for k in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=2, cutoff=0.7)]
+    unique = list(dict.fromkeys(close))[:3]
+    return f"; did you mean {' or '.join(unique)}?" if unique else ""
+
+
+def check_overrides(words: Sequence[str], config_name: str) -> None:
+    """Refuse a misspelt key or group option before anything runs, naming the nearest right one.
+
+    Raises:
+        ConfigError: a word that does not parse, an unknown key, an unknown option of a group.
+    """
+    overrides = [word for word in words if not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(f"cannot read an override: {str(error).splitlines()[0]}") from None
+    folder = config_folder()
+    groups = {path.name for path in folder.iterdir() if path.is_dir() and path.name != "tuned"}
+    own = [o for o in parsed if o.key_or_group in groups]
+    if not any(word.startswith("--config-") for word in words):
+        for override in own:
+            options = sorted(path.stem for path in (folder / override.key_or_group).glob("*.yaml"))
+            for option in _options(override):
+                if option not in options:
+                    raise ConfigError(
+                        f"{override.key_or_group}={option}: no such option{nearest(option, options)} "
+                        f"({override.key_or_group} has {', '.join(options)})"
+                    )
+        chosen = [f"{o.key_or_group}={_first(o)}" for o in own]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            known = list(flat_keys(compose(config_name, overrides=chosen)))
+        GlobalHydra.instance().clear()
+        for override in parsed:
+            key = override.key_or_group
+            if override.is_add() or override.is_force_add() or override in own or key.split("/")[0] == "hydra":
+                continue
+            if key not in known and not key.startswith("hydra."):
+                choices = [*known, *sorted(groups)]
+                raise ConfigError(f"there is no key {key!r}{nearest(key, choices)} (to add one of your own: +{key}=...)")
+
+
+def _options(override: Override) -> list[str]:
+    """All options that a group override names, sweeps and lists included."""
+    if override.is_sweep_override():
+        values: list[Any] = [v for v in override.sweep_iterator()]  # e.g. mopo,mobile or [],[morec]
+    else:
+        values = [override.value()]
+    flat: list[str] = []
+    for value in values:
+        for item in value if isinstance(value, list) else [value]:
+            flat.append(str(item).strip("'\""))
+    return [option.strip() for word in flat for option in word.strip("[]").split(",") if option.strip() not in ("", "null", "None")]
+
+
+def _first(override: Override) -> str:
+    text = next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else override.get_value_element_as_str()
+    return str(text)
+
+
+# -- tuned values ------------------------------------------------------------------------------------------------------
+
+
+def tuned_values(algo: str, task: Task) -> dict[str, Any]:
+    """The row of `configs/tuned/<algo>.yaml` for a task: by name, filled up by family, filled up by `default`."""
+    path = config_folder() / "tuned" / f"{algo}.yaml"
+    table = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(table, dict)
+    rows = [table.get("default", {}), table.get(task.family, {}), table.get(task.name, {})]
+    return {str(key): value for row in rows for key, value in row.items()}
+
+
+def resolve(cfg: DictConfig, task: Task) -> DictConfig:
+    """A copy without interpolations: tuned values for `task` filled in.
+
+    Raises:
+        ConfigError: the configuration asks for a tuned value that the table lacks.
+    """
+    row = tuned_values(cfg.algo_name, task)
+
+    def look_up(key: str) -> Any:
+        if key not in row:
+            raise ConfigError(f"configs/tuned/{cfg.algo_name}.yaml has no {key!r} in its default row; add it there")
+        value = row[key]
+        return ListConfig(value) if isinstance(value, list) else value
+
+    OmegaConf.register_new_resolver("tuned", look_up, replace=True)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return OmegaConf.create(plain)
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """`<task or dataset>-<algo>-seed<n>` for the default run directory."""
+    source = str(_root_.dataset or _root_.task)
+    stem = Path(source).stem if "/" in source and ":" not in source else source
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem.split(":")[-1])
+    seeds = f"seed{_root_.seed}" if _root_.seeds == 1 else f"seeds{_root_.seed}-{_root_.seed + _root_.seeds - 1}"
+    return f"{safe}-{_root_.algo_name}-{seeds}"
+
+
+def register_resolvers() -> None:
+    """What the YAML files use; `tuned` is known only when the task is."""
+    OmegaConf.register_new_resolver("run_name", lambda _="", *, _root_: run_name(_root_=_root_), replace=True)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learnt from and where it is tried."""
+
+    dataset: Dataset
+    task: Task
+    env: EnvSpec | None
+
+
+def load_problem(cfg: DictConfig) -> Problem:
+    """Load the dataset, find its task and environment, scale the actions by the environment's box.
+
+    Raises:
+        DatasetError, TaskError: with what is wrong and what would be right.
+    """
+    # Word for word: null is "no simulator", auto is "whatever the task or the dataset names".
+    asked = cfg.env
+    if cfg.dataset is None:
+        task = find_task(cfg.task)
+        env = task.env if asked == "auto" else asked
+        if env != task.env or cfg.horizon is not None or cfg.termination is not None:
+            task = task_for(
+                task.dataset, env, horizon=cfg.horizon or task.horizon,
+                termination=cfg.termination or task.termination, reference=task.reference if env == task.env else None,
+            )  # fmt: skip
+        spec = None if env is None else env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
+        return Problem(load_dataset(task.dataset, action_bounds=_bounds(spec)), task, spec)
+    spec = None if asked in (None, "auto") else env_spec(asked, horizon=cfg.horizon)
+    dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
+    env = dataset.env_id if asked == "auto" else asked
+    reference = None
+    if dataset.reference is not None:
+        reference = Reference(*dataset.reference, source="the dataset's metadata", environment=str(dataset.env_id))
+    task = task_for(cfg.dataset, env, horizon=cfg.horizon, termination=cfg.termination, reference=reference)
+    if asked == "auto" and env is not None:
+        spec = env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
+        if dataset.transitions.action.shape[-1] == len(spec.action_low):
+            dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
+    return Problem(dataset, task, spec)
+
+
+def _bounds(spec: EnvSpec | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    return None if spec is None else (spec.action_low, spec.action_high)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={name}, but this torch ({torch.__version__}) sees no CUDA device; use device=cpu, or install a CUDA "
+            "build of torch"
+        )
+    return device
+
+
+def seed_list(cfg: DictConfig) -> list[int]:
+    """The seeds of a run: seed, seed+1, ..."""
+    if cfg.seeds < 1 or cfg.seed < 0:
+        raise ConfigError(f"seed={cfg.seed} seeds={cfg.seeds}: the first seed is 0 or more, their number 1 or more")
+    return [cfg.seed + i for i in range(cfg.seeds)]
+
+
+def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> GaussianEnsemble:
+    """The dynamics model, not fitted."""
+    obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
+    model: GaussianEnsemble = instantiate(cfg.dynamics)(obs.shape[-1], action.shape[-1], seeds, device=device)
+    return model
+
+
+def build_learner(cfg: DictConfig, obs_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device) -> SAC:
+    """The learner; its regularisers are named slots in the configuration and a list in the code."""
+    partial = instantiate(cfg.learner)
+    regularisers = [r for r in (partial.keywords.pop("regularisers", None) or {}).values() if r is not None]
+    learner: SAC = partial(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
+    return learner
+
+
+def build_table(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> ReplayTable:
+    """Real rows, and rings that hold `retain` rollouts."""
+    capacity = cfg.rollout.lanes * cfg.rollout.length * cfg.rollout.retain
+    return ReplayTable(problem.dataset.transitions, capacity, len(seeds), device)
+
+
+def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble) -> Imagination:
+    """Action source, selector and the filters in their order."""
+    rollout = cfg.rollout
+    data = problem.dataset.transitions
+    clip = None
+    if rollout.clip is not None:
+        clip = Clip(data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip)
+    chunk = rollout.chunk
+    if chunk == "auto":
+        chunk = 1000 if model.device.type == "cpu" else rollout.lanes
+    penalise = instantiate(rollout.penalise) if rollout.penalise else None
+    if penalise is not None and model.members == 1 and penalise.needs_members:
+        raise ConfigError(
+            f"the penalty {penalise.name} measures how several members disagree, and dynamics.members is 1; "
+            "choose penalty=max_aleatoric or penalty=none"
+        )
+    return Imagination(
+        model=model,
+        actions=instantiate(rollout.actions),
+        select=instantiate(rollout.select),
+        filters=FilterChain(
+            clip=clip,
+            terminate=Terminate(problem.task.termination),
+            penalise=penalise,
+            truncate=instantiate(rollout.truncate) if rollout.truncate else None,
+            others=[instantiate(part) for part in rollout.others.values() if part is not None],
+        ),
+        length=rollout.length,
+        chunk=int(chunk),
+    )
+
+
+def build_schedule(cfg: DictConfig) -> Schedule:
+    """How long, how much, how often."""
+    return Schedule(
+        updates=cfg.updates,
+        batch_size=cfg.batch_size,
+        real_ratio=cfg.real_ratio,
+        rollout_every=cfg.rollout.every,
+        rollout_lanes=cfg.rollout.lanes,
+        log_every=cfg.log_every,
+        evaluate_every=cfg.eval.every,
+        checkpoint_seconds=math.inf if cfg.checkpoint_seconds is None else cfg.checkpoint_seconds,
+    )
+
+
+def dynamics_settings(cfg: DictConfig) -> Mapping[str, Any]:
+    """What the store's key depends on."""
+    settings = OmegaConf.to_container(cfg.dynamics)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}

@@ -1,0 +1,115 @@
+"""Fit a dynamics model once: the store keeps fitted models by the hash of data, settings, code and seed.
+
+    <root>/<key>/seed_<n>/step_<epochs>.pt
+
+One file a seed, so that a run of five stacked seeds and five runs of one share what they can. A fit that is interrupted
+leaves its state in the run's own folder and goes on from the last saved epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mbrl import nets, optim
+from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
+from mbrl.dynamics import ensemble
+from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
+from mbrl.types import StateDict, Transition
+
+CODE: tuple[ModuleType, ...] = (ensemble, nets, optim)
+
+
+def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[ModuleType, ...] = CODE) -> str:
+    """Hex key of everything that a fitted model depends on, but the seed: data, settings, source of the fitting code."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(dataset_hash.encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for module in code:
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+def fit_or_load(
+    model: GaussianEnsemble,
+    data: Transition,
+    *,
+    key: str,
+    root: Path,
+    scratch: Path,
+    save_seconds: float = 30.0,
+    on_epoch: Callable[[FitReport], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> str:
+    """Make `model` a fitted one: from this run's own folder, else from the store, else by fitting.
+
+    Args:
+        model: an unfitted ensemble; changed in place.
+        data: rows (N, .).
+        key: of `store_key`.
+        root: the store.
+        scratch: folder of this run, for the state of an unfinished fit and the finished model. It comes first, so that
+            a resumed run never depends on what other runs have put into the store since.
+        save_seconds: how often the state of an unfinished fit is written.
+        on_epoch: called after every epoch.
+        should_stop: asked after every epoch; when true, the state is written and `FitInterrupted` raised.
+
+    Returns:
+        "run", "store" or "fitted".
+    """
+    own = _load(scratch / "model")
+    if own is not None:
+        model.load_state_dict(own)
+        return "run"
+    unfinished = load_latest(scratch / "unfinished")
+    if unfinished is None:
+        states = [_load(root / key / f"seed_{seed}") for seed in model.seeds]
+        found = [state for state in states if state is not None]
+        if len(found) == len(states):
+            model.load_state_dict({name: torch.cat([state[name] for state in found]) for name in found[0]})
+            save_checkpoint(scratch / "model", 0, model.state_dict(), keep=1)
+            return "store"
+
+    last_save = time.monotonic()
+
+    def after_epoch(report: FitReport) -> None:
+        nonlocal last_save
+        stop = should_stop()
+        if stop or time.monotonic() - last_save >= save_seconds:
+            save_checkpoint(scratch / "unfinished", report.epoch, report.state())
+            last_save = time.monotonic()
+        if on_epoch is not None:
+            on_epoch(report)
+        if stop:
+            raise FitInterrupted(f"stopped after epoch {report.epoch} of fitting; the state is saved")
+
+    model.fit(data, on_epoch=after_epoch, resume=None if unfinished is None else unfinished[1])
+    state = model.state_dict()
+    save_checkpoint(scratch / "model", 0, state, keep=1)
+    for i, seed in enumerate(model.seeds):
+        one = {name: tensor[i : i + 1].clone() for name, tensor in state.items()}
+        save_checkpoint(root / key / f"seed_{seed}", 0, one, keep=1)
+    for left in (scratch / "unfinished").glob("step_*.pt"):
+        left.unlink()
+    return "fitted"
+
+
+class FitInterrupted(Exception):
+    """The fit was asked to stop and has saved its state."""
+
+
+def _load(folder: Path) -> StateDict | None:
+    """A stored model; None if there is none or it is damaged (it is then made again)."""
+    try:
+        found = load_latest(folder)
+    except CheckpointError:
+        return None
+    return None if found is None else found[1]

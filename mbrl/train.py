@@ -1,0 +1,183 @@
+"""The offline loop: imagine every so often, update on real and imagined rows, report, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mbrl.data.ring import ReplayTable
+from mbrl.learn.sac import SAC
+from mbrl.nets import generator, rand, randn
+from mbrl.rollout.imagine import Imagination
+from mbrl.types import Logger, StateDict
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how much, how often. All intervals count updates.
+
+    Attributes:
+        updates: of the whole run; the actor's learning rate schedule ends with it.
+        batch_size: rows per update and seed.
+        real_ratio: share of real rows in a batch (rounded down, as published).
+        rollout_every: imagine afresh this often, first before the first update.
+        rollout_lanes: start states per seed each time.
+        log_every: a row of metrics this often.
+        evaluate_every: an evaluation this often, and one at the end.
+        checkpoint_seconds: save the state of the run this often, at the next update.
+    """
+
+    updates: int
+    batch_size: int = 256
+    real_ratio: float = 0.05
+    rollout_every: int = 1000
+    rollout_lanes: int = 50_000
+    log_every: int = 1000
+    evaluate_every: int = 5000
+    checkpoint_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "rollout_every", "rollout_lanes", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.real_ratio <= 1:
+            raise ValueError(f"real_ratio={self.real_ratio} must lie between 0 and 1")
+
+
+class Draws:
+    """All randomness of the updates: row picks and noise, drawn a block at a time from (seed, block) alone.
+
+    An update's numbers do not depend on where a run was interrupted, nor on which seeds run beside it, and a
+    checkpoint needs no generator state.
+    """
+
+    BLOCK = 50
+
+    def __init__(self, seeds: Sequence[int], batch_size: int, noise_size: int, device: torch.device | str) -> None:
+        self.seeds, self.batch_size, self.noise_size, self.device = tuple(seeds), batch_size, noise_size, device
+        self._block = -1
+        self._uniform = self._noise = torch.empty(0)
+
+    def __call__(self, update: int) -> tuple[Tensor, Tensor]:
+        """Uniform (S, B) float64 and standard normal (S, noise_size) numbers of an update."""
+        block, row = divmod(update, self.BLOCK)
+        if block != self._block:
+            sources = [generator(seed, "updates", block, device=self.device) for seed in self.seeds]
+            self._uniform = rand((self.BLOCK, self.batch_size), sources, dtype=torch.float64)
+            self._noise = randn((self.BLOCK, self.noise_size), sources)
+            self._block = block
+        return self._uniform[:, row], self._noise[:, row]
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or value is not finite any more."""
+
+
+class Progress(Protocol):
+    """A progress bar, or whatever tells people how far it is."""
+
+    def update(self, advance: int, **fields: Any) -> None:
+        """`advance` more updates done."""
+        ...
+
+
+@dataclass
+class OfflineTraining:
+    """One run: `run()` goes from the present step to the end, or until asked to stop.
+
+    Attributes:
+        learner: what is trained.
+        table: real and imagined rows.
+        imagination: how rows are imagined.
+        schedule: how long, how much, how often.
+        logger: collects metrics.
+        evaluate: update -> numbers for the log; keeps the returns itself.
+        save: called with the state of the run.
+        should_stop: asked after every update; a stop is saved like a checkpoint.
+        progress: told about every log interval.
+        step: updates done.
+    """
+
+    learner: SAC
+    table: ReplayTable
+    imagination: Imagination
+    schedule: Schedule
+    logger: Logger
+    evaluate: Callable[[int], Mapping[str, float]]
+    save: Callable[[int, StateDict], None]
+    should_stop: Callable[[], bool] = lambda: False
+    progress: Progress | None = None
+    step: int = 0
+
+    def run(self) -> bool:
+        """Train; True if the run is complete, False if it was asked to stop and has saved.
+
+        Raises:
+            TrainingDiverged: a metric is not finite; the last checkpoint is from before.
+        """
+        plan, learner = self.schedule, self.learner
+        device = self.table.rows.device
+        draws = Draws(learner.seeds, plan.batch_size, learner.noise_size(plan.batch_size), device)
+        real_rows = int(plan.batch_size * plan.real_ratio)
+        progress = torch.zeros((), device=device)
+        last_save = time.monotonic()
+        reported = self.step
+
+        while self.step < plan.updates:
+            if self.step % plan.rollout_every == 0:
+                self.imagine()
+            uniform, noise = draws(self.step)
+            batch = self.table.sample(uniform, real_rows)
+            progress.fill_(self.step / plan.updates)
+            self.logger.add(learner.update(batch, noise, progress), "learner")
+            self.step += 1
+
+            finished = self.step == plan.updates
+            if finished or self.step % plan.evaluate_every == 0 or self.step % plan.log_every == 0:
+                scores: Mapping[str, float] = {}
+                if finished or self.step % plan.evaluate_every == 0:
+                    scores = self.evaluate(self.step)
+                    self.logger.log_event(self.step, scores)
+                self._report(self.logger.flush(self.step), self.step - reported, scores)
+                reported = self.step
+            if finished or self.should_stop() or time.monotonic() - last_save > plan.checkpoint_seconds:
+                self.save(self.step, self.state_dict())
+                last_save = time.monotonic()
+                if not finished and self.should_stop():
+                    return False
+        return True
+
+    def imagine(self) -> None:
+        """Fill the ring afresh; which states and what noise depends on (seed, step) alone."""
+        device = self.table.rows.device
+        sources = [generator(seed, "rollout", self.step, device=device) for seed in self.learner.seeds]
+        metrics = self.imagination.fill(self.table, self.schedule.rollout_lanes, self.learner.sample, sources)
+        self.logger.add(metrics, "rollout")
+
+    def _report(self, row: Mapping[str, float], advance: int, scores: Mapping[str, float]) -> None:
+        wrong = [name for name, value in row.items() if name.startswith("learner/") and not math.isfinite(value)]
+        if wrong:
+            raise TrainingDiverged(
+                f"{', '.join(wrong)} not finite at update {self.step}. Usual causes: rewards on a large scale, a model "
+                "that runs away (raise rollout.penalise.coefficient, lower rollout.length), a learning rate that is too "
+                "high. The last checkpoint is from before."
+            )
+        if self.progress is not None:
+            shown = {"q": row.get("learner/q"), "critic loss": row.get("learner/critic_loss")}
+            self.progress.update(advance, **shown, **{name.split("/")[-1]: value for name, value in scores.items()})
+
+    def state_dict(self) -> StateDict:
+        """Learner, imagined rows, step."""
+        return {"learner": self.learner.state_dict(), "table": self.table.state_dict(), "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore in place."""
+        self.learner.load_state_dict(state["learner"])
+        self.table.load_state_dict(state["table"])
+        self.step = int(state["step"])
