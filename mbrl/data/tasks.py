@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import gymnasium
@@ -137,19 +138,15 @@ def _label(source: str, env: str | None) -> str:
 
 
 def _d4rl_locomotion() -> Iterable[Task]:
-    """Gym-MuJoCo v2. Gymnasium's v4 keeps the v2 rewards, observations and model files on the newer bindings; v5 changed
-    some of them.
-    """
+    """Gym-MuJoCo v2, evaluated in Gymnasium's v4: same rewards, observations and models (unlike v5), newer bindings."""
     for env, family in (("HalfCheetah", "halfcheetah"), ("Hopper", "hopper"), ("Walker2d", "walker2d"), ("Ant", "ant")):
+        evaluated = None if family == "ant" else f"{env}-v4"
+        notes = _reference_notes(_D4RL_LOCOMOTION[family], evaluated)
         if family == "ant":
-            evaluated = None
             notes = (
-                "not evaluated: Ant-v2 observes 84 contact forces, which mujoco-py from 2.0 on records as zeros; no "
-                "Gymnasium version has that observation",
+                "not evaluated: Ant-v2 observes 84 contact forces, which are always 0 with mujoco-py > 2.0 according to "
+                "Gymnasium's documentation; no Gymnasium version has that observation",
             )
-        else:
-            evaluated = f"{env}-v4"
-            notes = (f"returns are measured in {env}-v4, the references in {_D4RL_LOCOMOTION[family].environment}",)
         for level in ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"):
             name = f"{family}-{level}-v2"
             yield Task(
@@ -169,6 +166,7 @@ def _d4rl_locomotion() -> Iterable[Task]:
 def _d4rl_other() -> Iterable[Task]:
     """Adroit, Maze2D, AntMaze and Kitchen: names, horizons and references of D4RL."""
     rows: list[tuple[str, str, int, Termination, Reference]] = []
+    rule: Termination
     for family, horizon, rule, minimum, maximum in (
         ("pen", 100, rules.pen, 96.262799, 3076.8331017826877),
         ("hammer", 200, rules.never, -274.856578, 12794.134825156867),
@@ -271,7 +269,7 @@ def _neorl() -> Iterable[Task]:
                 reference=reference,
                 family=family,
                 label=_label(f"NeoRL {name}", f"{env}-v4 with x observed"),
-                notes=(f"returns are measured in {env}-v4, the references in {reference.environment}",),
+                notes=_reference_notes(reference, f"{env}-v4"),
             )
 
 
@@ -318,9 +316,9 @@ def _builtin() -> Iterable[Task]:
 def _reference_notes(reference: Reference | None, env: str | None) -> tuple[str, ...]:
     if reference is None:
         return (_RAW,)
-    return (
-        f"scores are on the scale of {reference.source} ({reference.environment}); returns in {env} differ from it",
-    )
+    if env is None:
+        return ()
+    return (f"returns are measured in {env}, scores on the scale of {reference.environment} ({reference.source})",)
 
 
 _TASKS: tuple[Task, ...] = (
@@ -348,8 +346,8 @@ def find_task(name: str) -> Task:
         if name in (task.name, task.dataset):
             return task
     raise TaskError(
-        f"no task is called {name!r}{_nearest(name, [task.name for task in _TASKS])}; for your own data leave task= out "
-        "and give dataset= and env= (docs/tasks.md)"
+        f"no task is called {name!r}{_nearest(name, [task.name for task in _TASKS])}; for your own data leave task= "
+        "out and give dataset= and env= (docs/tasks.md)"
     )
 
 
@@ -361,27 +359,33 @@ def task_for(
     termination: str | Termination | None = None,
     reference: Reference | None = None,
 ) -> Task:
-    """A task for a user's own data.
+    """A task put together by the user: own data, or a dataset of the table in another environment.
 
     Args:
         dataset: any dataset string.
         env: Gymnasium id, `module:Id`, import path `package.module:factory`, or None: nothing is evaluated.
         horizon: time limit in steps; default: the environment's own. Without an environment it is not used.
-        termination: function, name of one in `mbrl.data.termination`, or import path; default: by the environment's
-            family, else `never`.
-        reference: scale of the scores; default: by the environment's family, else None.
+        termination: function, name of one in `mbrl.data.termination`, or import path; default: what the table has for
+            this dataset, else for the environment's family, else `never`.
+        reference: scale of the scores; default: found like `termination`, else None.
 
     Raises:
         TaskError: the environment or function is unknown, or there is no time limit.
     """
     spec = None if env is None else gymnasium_spec(env)
-    family = _FAMILIES.get(re.sub(r"-v\d+$", "", spec.id)) if spec is not None else None
+    listed = next((task for task in _TASKS if task.dataset == dataset), None)
+    if listed is not None:
+        family = listed.family
+    else:
+        family = _FAMILIES.get(re.sub(r"-v\d+$", "", spec.id), "own") if spec is not None else "own"
     notes: list[str] = []
     if isinstance(termination, str):
         rule = _termination_named(termination)
     elif termination is not None:
         rule = termination
-    elif family is not None:
+    elif listed is not None:
+        rule = listed.termination
+    elif family in _TERMINATION:
         rule = _TERMINATION[family]
     else:
         rule = rules.never
@@ -393,20 +397,18 @@ def task_for(
             horizon = int(spec.max_episode_steps)
         else:
             raise TaskError(f"env={env} has no registered time limit: give horizon=, the longest episode in steps")
-    if reference is None and family is not None:
-        reference = _D4RL_LOCOMOTION.get(family)
+    if reference is None:
+        reference = listed.reference if listed is not None else _D4RL_LOCOMOTION.get(family)
         notes += _reference_notes(reference, env)
-    elif reference is None:
-        notes.append(_RAW)
     return Task(
         name=dataset,
         dataset=dataset,
         env=env,
-        env_kwargs={},
+        env_kwargs=listed.env_kwargs if listed is not None and listed.env == env else {},
         horizon=horizon,
         termination=rule,
         reference=reference,
-        family=family or "own",
+        family=family,
         label=_label(dataset, env),
         notes=tuple(notes),
     )
@@ -448,8 +450,8 @@ def gymnasium_spec(env: str) -> Any:
         if module_name:
             return None
         raise TaskError(
-            f"env={env} is not a Gymnasium environment{_nearest(env, list(gymnasium.registry))}; an environment of your "
-            "own is given as module:Id or package.module:factory"
+            f"env={env} is not a Gymnasium environment{_nearest(env, list(gymnasium.registry))}; an environment of "
+            "your own is given as module:Id or package.module:factory"
         ) from error
 
 
@@ -463,10 +465,13 @@ def _import_module(module_name: str, path: str) -> Any:
 
 
 def _termination_named(name: str) -> Termination:
-    known = [n for n in vars(rules) if getattr(getattr(rules, n), "__module__", "") == rules.__name__ and n[0] != "_"]
+    # `antmaze` is no rule itself: it makes one from a goal.
+    known = [
+        n for n, value in vars(rules).items() if isinstance(value, FunctionType) and n[0] != "_" and n != "antmaze"
+    ]
     if ":" in name:
         found = import_object(name)
-    elif name in known and name != "antmaze":
+    elif name in known:
         found = getattr(rules, name)
     else:
         raise TaskError(

@@ -40,8 +40,8 @@ def hopper(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 def walker2d(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     """Healthy: 0.8 < height o'[0] < 2, |angle o'[1]| < 1 and all of o' in (-100, 100).
 
-    Source: Walker2d-v2 to v5 (`is_healthy`) for height and angle. The bound on the rest is that of OfflineRL-Kit, MOBILE
-    and MOREC; real velocities are clipped to 10, so only a diverged prediction meets it.
+    Source: Walker2d-v2 to v5 (`is_healthy`) for height and angle. The bound on the rest is that of OfflineRL-Kit,
+    MOBILE and MOREC; observed velocities are clipped to 10, so only a diverged prediction meets it.
     """
     height, angle = next_obs[..., 0], next_obs[..., 1]
     bounded = _inside(next_obs, -100.0, 100.0).all(-1)
