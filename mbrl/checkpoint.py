@@ -31,7 +31,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or holds what a checkpoint must not hold."""
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write(file)` on a temporary file beside `path`, then put it in place of `path`.
 
     After a crash at any moment `path` holds either its old bytes or all of the new ones. If `write` raises, the

@@ -141,7 +141,7 @@ def test_all_damaged_is_an_error_that_names_them(tmp_path: Path) -> None:
 
 def test_atomic_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    atomic_write(path, lambda file: file.write(b"old") and None)
+    atomic_write(path, lambda file: file.write(b"old"))
 
     def broken(file: object) -> None:
         file.write(b"new")  # type: ignore[attr-defined]
