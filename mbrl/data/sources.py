@@ -435,8 +435,8 @@ def _minari_folder(path: Path) -> _Source:
     if not (data / "metadata.json").exists():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
         raise DatasetError(
-            f"{path}: a folder, but no Minari dataset (no data/metadata.json; it has "
-            f"{', '.join(inside) or 'nothing'}). Expected a Minari dataset's folder, or a path to one .npz or .hdf5 file."
+            f"{path}: a folder, but no Minari dataset (no data/metadata.json; it has {inside}). "
+            "Expected a Minari dataset's folder, or a path to one .npz or .hdf5 file."
         )
     try:
         dataset = MinariDataset(data)

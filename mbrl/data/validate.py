@@ -306,7 +306,7 @@ def episode_warnings(
     if len(ended) > 1 and ended[0] > 1 and (ended == ended[0]).all() and not timeout.any():
         warnings.append(
             f"all {len(ended)} terminals come at step {ended[0]} of their episodes: that looks like a time limit "
-            f"stored as `{keys['terminal']}`. Time limits belong into `timeouts`, else the value of the last state is lost."
+            f"stored as `{keys['terminal']}`. Time limits belong into `timeouts`, else the last state's value is lost."
         )
     if "next_obs" in arrays and (marked or terminal.any()):
         obs, next_obs = arrays["obs"], arrays["next_obs"]
