@@ -198,7 +198,7 @@ def load_problem(cfg: DictConfig) -> Problem:
                 termination=cfg.termination or task.termination, reference=task.reference if env == task.env else None,
             )  # fmt: skip
         spec = None if env is None else env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
-        return Problem(load_dataset(task.dataset, action_bounds=_bounds(spec)), task, spec)
+        return check_dimensions(Problem(load_dataset(task.dataset, action_bounds=_bounds(spec)), task, spec))
     spec = None if asked in (None, "auto") else env_spec(asked, horizon=cfg.horizon)
     dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
     env = dataset.env_id if asked == "auto" else asked
@@ -208,9 +208,29 @@ def load_problem(cfg: DictConfig) -> Problem:
     task = task_for(cfg.dataset, env, horizon=cfg.horizon, termination=cfg.termination, reference=reference)
     if asked == "auto" and env is not None:
         spec = env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
-        if dataset.transitions.action.shape[-1] == len(spec.action_low):
+        same = np.array_equal(dataset.action_low, spec.action_low) and np.array_equal(dataset.action_high, spec.action_high)
+        if not same and len(dataset.action_low) == len(spec.action_low):
             dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
-    return Problem(dataset, task, spec)
+    return check_dimensions(Problem(dataset, task, spec))
+
+
+def check_dimensions(problem: Problem) -> Problem:
+    """Refuse an environment whose spaces are not the dataset's.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if problem.env is not None:
+        data = problem.dataset.transitions
+        have = (data.obs.shape[-1], data.action.shape[-1])
+        want = (problem.env.observation_dim, len(problem.env.action_low))
+        if have != want:
+            raise ConfigError(
+                f"{problem.dataset.name} has observations of {have[0]} and actions of {have[1]} dimensions, but the "
+                f"environment {problem.task.env} has {want[0]} and {want[1]}; give the right env=, or env=null to train "
+                "without a simulator"
+            )
+    return problem
 
 
 def _bounds(spec: EnvSpec | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
@@ -313,3 +333,11 @@ def dynamics_settings(cfg: DictConfig) -> Mapping[str, Any]:
     settings = OmegaConf.to_container(cfg.dynamics)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
+
+
+def find_run_task(cfg: DictConfig, meta: Mapping[str, Any]) -> Task:
+    """The task of a finished run, without loading its dataset."""
+    if cfg.dataset is None and cfg.env == "auto" and cfg.horizon is None and cfg.termination is None:
+        return find_task(cfg.task)
+    task = find_task(cfg.task) if cfg.dataset is None else None
+    return task_for(meta["dataset"], meta["env"], horizon=meta["horizon"], reference=task.reference if task else None)
