@@ -43,7 +43,7 @@ from mbrl.types import Transition
 
 __all__ = ["Dataset", "DatasetError", "load_dataset"]
 
-Bounds = tuple[FloatArray, FloatArray]
+Bounds = tuple[Array, Array]
 Float64Array = npt.NDArray[np.float64]
 
 FORMS = """\
@@ -89,7 +89,7 @@ class _Source:
     warnings: list[str] = field(default_factory=list)
 
 
-def load_dataset(spec: str, *, action_bounds: tuple[FloatArray, FloatArray] | None = None) -> Dataset:
+def load_dataset(spec: str, *, action_bounds: tuple[Array, Array] | None = None) -> Dataset:
     """Load, check and cut a dataset.
 
     Args:
