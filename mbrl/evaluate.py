@@ -249,7 +249,8 @@ class Evaluator:
         timing = {"duration": 1000 / fps, "loop": 0} if Path(path).suffix == ".gif" else {"fps": fps}
         plain = self._envs[seed_index][episode]
         try:
-            with imageio.get_writer(path, **timing) as writer:
+            writer: Any = imageio.get_writer(path, **timing)
+            with writer:
                 self._envs[seed_index][episode] = _Filmed(filmed, writer.append_data)
                 return self(policy, evaluation)
         except (ImportError, ValueError) as error:
@@ -286,7 +287,7 @@ class Evaluator:
             )
 
 
-class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
     """Hands every frame on as it is rendered: a long episode does not fit into memory."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], write: Callable[[Any], None]) -> None:

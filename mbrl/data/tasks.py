@@ -144,7 +144,7 @@ def _d4rl_locomotion() -> Iterable[Task]:
         notes = _reference_notes(_D4RL_LOCOMOTION[family], evaluated)
         if family == "ant":
             notes = (
-                "not evaluated: Ant-v2 observes 84 contact forces, which are always 0 with mujoco-py > 2.0 according to "
+                "not evaluated: Ant-v2 observes 84 contact forces, always 0 with mujoco-py > 2.0 according to "
                 "Gymnasium's documentation; no Gymnasium version has that observation",
             )
         for level in ("random", "medium", "medium-replay", "medium-expert", "expert", "full-replay"):
@@ -485,6 +485,6 @@ def _termination_named(name: str) -> Termination:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(by_lower[match] for match in close)}" if close else ""
+    close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=3, cutoff=0.5)
+    names = [other for match in dict.fromkeys(close) for other in known if other.lower() == match]
+    return f"; nearest: {', '.join(names)}" if names else ""
