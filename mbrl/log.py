@@ -432,11 +432,12 @@ class ProgressBar:
         self._interval = interval
         self._shown = time.monotonic()
 
-    def update(self, n: int = 1, **fields: float | str) -> None:
-        """`n` more units are done; `fields` (host numbers or text) are shown until given anew."""
-        self.completed += n
+    def update(self, advance: int = 1, **fields: float | str | None) -> None:
+        """`advance` more units are done; `fields` (host numbers or text, not None) are shown until given anew."""
+        self.completed += advance
         for name, value in fields.items():
-            self.fields[name] = value if isinstance(value, str) else f"{value:.4g}"
+            if value is not None:
+                self.fields[name] = value if isinstance(value, str) else f"{value:.4g}"
         now = time.monotonic()
         if now - self._shown >= self._interval:
             self._shown = now

@@ -198,17 +198,23 @@ class RunDirectory:
         updates_per_second: float | None = None,
         wall_seconds: float | None = None,
         behaviour_return_mean: float | None = None,
+        behaviour_return_max: float | None = None,
         label: str = "",
         protocol: str = "",
         **fields: Any,
     ) -> dict[str, Any]:
-        """The content of `summary.json`. `label` names dataset and environment version, `protocol` the evaluation."""
+        """The content of `summary.json`, a mapping that `to_json` can write.
+
+        `label` names the dataset and the environment's version, `protocol` the evaluation; `behaviour_return_*` are the
+        mean and the best return of the dataset's episodes. Further `fields` are added as they are.
+        """
         return {
             "label": label,
             "status": status,
             "updates": updates,
             "seeds": self.seeds,
             "behaviour_return_mean": behaviour_return_mean,
+            "behaviour_return_max": behaviour_return_max,
             **final_performance(self.returns, self.scores, self.seeds),
             "updates_per_second": updates_per_second,
             "wall_seconds": wall_seconds,

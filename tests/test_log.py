@@ -347,7 +347,7 @@ def test_progress_on_a_file_is_plain_lines_and_nothing_when_quiet(tmp_path: Path
     logger = RunLogger(tmp_path, seeds=(0,), total_updates=100, console=Console(file=text, width=40))
     with logger.progress("training [mopo]", 100, completed=10) as bar:
         for _ in range(45):
-            bar.update(2, score=12.3456, model="good")
+            bar.update(2, score=12.3456, model="good", loss=None)
     lines = text.getvalue().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("training [mopo]  100/100  ")
