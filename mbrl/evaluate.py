@@ -247,18 +247,20 @@ class Evaluator:
         fps = filmed.metadata.get("render_fps", 30)
         # The two encoders name the same thing differently.
         timing = {"duration": 1000 / fps, "loop": 0} if Path(path).suffix == ".gif" else {"fps": fps}
-        plain = self._envs[seed_index][episode]
         try:
             writer: Any = imageio.get_writer(path, **timing)
-            with writer:
-                self._envs[seed_index][episode] = _Filmed(filmed, writer.append_data)
-                return self(policy, evaluation)
         except (ImportError, ValueError) as error:
+            filmed.close()
             raise EvaluationError(
                 f"imageio cannot write {path}: {error}; .gif always works, .mp4 needs pip install imageio-ffmpeg"
             ) from error
+        plain = self._envs[seed_index][episode]
+        self._envs[seed_index][episode] = _Filmed(filmed, writer.append_data)
+        try:
+            return self(policy, evaluation)
         finally:
             self._envs[seed_index][episode] = plain
+            writer.close()
             filmed.close()
 
     def close(self) -> None:

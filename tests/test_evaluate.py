@@ -32,9 +32,8 @@ class Corridor(gymnasium.Env):
         return self.observe(), {}
 
     def observe(self) -> np.ndarray:
-        return np.array(
-            [self.position, np.nan if self.fault == "observation" and self.time == 2 else self.time], np.float32
-        )
+        broken = self.fault == "observation" and self.time == 2
+        return np.array([self.position, np.nan if broken else self.time], dtype=np.float32)
 
     def step(self, action):
         assert self.action_space.contains(action)

@@ -6,7 +6,6 @@ one version of an environment; scores measured in another are shown on the same 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mbrl.data import termination as rules
+from mbrl.data.validate import nearest
 from mbrl.types import Termination
 
 
@@ -399,7 +399,6 @@ def task_for(
             raise TaskError(f"env={env} has no registered time limit: give horizon=, the longest episode in steps")
     if reference is None:
         reference = listed.reference if listed is not None else _D4RL_LOCOMOTION.get(family)
-        notes += _reference_notes(reference, env)
     return Task(
         name=dataset,
         dataset=dataset,
@@ -410,7 +409,7 @@ def task_for(
         reference=reference,
         family=family,
         label=_label(dataset, env),
-        notes=tuple(notes),
+        notes=(*notes, *_reference_notes(reference, env)),
     )
 
 
@@ -450,7 +449,7 @@ def gymnasium_spec(env: str) -> Any:
         if module_name:
             return None
         raise TaskError(
-            f"env={env} is not a Gymnasium environment{_nearest(env, list(gymnasium.registry))}; an environment of "
+            f"env={env} is not a Gymnasium environment{_nearest(env, gymnasium.registry)}; an environment of "
             "your own is given as module:Id or package.module:factory"
         ) from error
 
@@ -484,7 +483,6 @@ def _termination_named(name: str) -> Termination:
     return rule
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=3, cutoff=0.5)
-    names = [other for match in dict.fromkeys(close) for other in known if other.lower() == match]
-    return f"; nearest: {', '.join(names)}" if names else ""
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f"; nearest: {', '.join(close)}" if close else ""
