@@ -29,7 +29,6 @@ from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import EvaluationError, Evaluator
 from mbrl.log import RunLogger
-from mbrl.plots import learning_curve, model_curve
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rundir import RunDirectory, StopRequest, read_json
 from mbrl.train import OfflineTraining, TrainingDiverged
@@ -472,6 +471,8 @@ class Run:
 
     def finished(self, step: int) -> int:
         """Summary, curve, last words."""
+        from mbrl.plots import learning_curve, model_curve  # noqa: PLC0415  (matplotlib is slow to import)
+
         summary = self.summarise("finished", step)
         if self.evaluator is None:
             picture = model_curve(self.run.path)

@@ -125,27 +125,31 @@ class RunLogger:
         Raises:
             ValueError: another shape, or not the shape this metric had before.
         """
-        old_sums: list[Tensor] = []
-        new_values: list[Tensor] = []
+        totals: list[Tensor] = []
+        values: list[Tensor] = []
         for key, value in metrics.items():
             name = f"{prefix}/{key}" if prefix else key
-            value = torch.as_tensor(value).detach().float()
-            shape, total = tuple(value.shape), self._sums.get(name)
-            if shape not in ((), (len(self._seeds),)):
-                raise ValueError(f"metric {name!r} has shape {shape}, expected () or ({len(self._seeds)},)")
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            total = self._sums.get(name)
             if total is None:
-                self._sums[name] = value.clone()  # the caller may reuse its memory, as a CUDA graph does
+                if tensor.dim() and tensor.shape != (len(self._seeds),):
+                    shape = tuple(tensor.shape)
+                    raise ValueError(f"metric {name!r} has shape {shape}, expected () or ({len(self._seeds)},)")
+                # A copy: the caller may reuse its memory, as a CUDA graph does.
+                self._sums[name] = tensor.detach().to(torch.float32, copy=True)
                 self._counts[name] = 1
                 continue
-            if total.shape != value.shape:
-                raise ValueError(f"metric {name!r} has shape {shape}, was {tuple(total.shape)} before")
-            if total.device != value.device:  # once, after a resume
-                total = self._sums[name] = total.to(value.device)
-            old_sums.append(total)
-            new_values.append(value)
+            if total.shape != tensor.shape:
+                shapes = f"{tuple(tensor.shape)}, was {tuple(total.shape)} before"
+                raise ValueError(f"metric {name!r} has shape {shapes}")
+            if total.device != tensor.device:  # once, after a resume
+                total = self._sums[name] = total.to(tensor.device)
+            totals.append(total)
+            values.append(tensor)
             self._counts[name] += 1
-        if old_sums:
-            torch._foreach_add_(old_sums, new_values)  # one kernel for all of them
+        if totals:
+            with torch.no_grad():
+                torch._foreach_add_(totals, values)  # on a GPU one kernel for all of them
 
     def flush(self, step: int) -> dict[str, float]:
         """Write the means since the last flush as the row of update `step` and return them; the one host sync.

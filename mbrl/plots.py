@@ -117,7 +117,7 @@ def _curve(axes: Any, updates: FloatArray, by_seed: FloatArray, spread: FloatArr
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(color=_GREY, labelsize=9)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.margins(x=0.01)
 
 

@@ -128,14 +128,11 @@ def _scores(dataset: Dataset) -> dict[str, str]:
     if dataset.reference is not None:
         references["the dataset's own references"] = dataset.reference
     try:
-        task = find_task(dataset.name.partition(":")[2] or dataset.name)
+        reference = find_task(dataset.name).reference
     except TaskError:
-        task = None
-    if task is not None and task.dataset == dataset.name and task.reference is not None:
-        references[f"{task.reference.source}, {task.reference.environment}"] = (
-            task.reference.minimum,
-            task.reference.maximum,
-        )
+        reference = None
+    if reference is not None:
+        references[f"{reference.source}, {reference.environment}"] = reference.minimum, reference.maximum
     texts = []
     for label, (minimum, maximum) in references.items():
         scores = 100 * (dataset.episode_returns - minimum) / (maximum - minimum)

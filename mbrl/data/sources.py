@@ -113,9 +113,9 @@ def _read(spec: str) -> _Source:
         "builtin": _builtin,
     }
     prefix, colon, name = spec.partition(":")
+    if not spec or (prefix in readers and not name):
+        raise DatasetError(f"{spec!r} names no dataset. The forms are:\n{FORMS}")
     if colon and prefix in readers:
-        if not name:
-            raise DatasetError(f"{spec!r} names no dataset after the colon. The forms are:\n{FORMS}")
         return readers[prefix](name)
     path = Path(spec).expanduser()
     if path.exists():
@@ -336,8 +336,17 @@ def download(url: str, path: Path) -> None:
 # NeoRL
 
 
+NEORL = tuple(
+    f"{task}-v3-{policy}" for task in ("HalfCheetah", "Hopper", "Walker2d") for policy in ("low", "medium", "high")
+)
+NEORL2 = (
+    *("Pipeline", "Simglucose", "RocketRecovery", "RandomFrictionHopper"),
+    *("DMSD", "Fusion", "SafetyHalfCheetah", "Salespromotion"),
+)
+
+
 def _neorl(name: str) -> _Source:
-    match = re.fullmatch(r"(.+-(?:low|medium|high))(?:-(\d+))?", name)
+    match = re.fullmatch(r"([-\w]+-(?:low|medium|high))(?:-(\d+))?", name)
     if match is None:
         raise DatasetError(
             f"{name!r} is no NeoRL name. Expected task-policy, e.g. neorl:HalfCheetah-v3-low, with low, medium or "
@@ -379,14 +388,19 @@ def _first_trajectories(source: _Source, wanted: int) -> None:
 
 def _neorl2(name: str) -> _Source:
     folder = Path(os.environ.get("NEORL_DATASET_DIR") or cache_folder() / "neorl2")
-    found = sorted(folder.glob(f"**/{name}-*-train.npz"))
+    found = sorted(path for path in folder.glob("**/*-train.npz") if path.name.startswith(f"{name}-"))
     if not found:
         raise DatasetError(
-            f"{folder}: no {name}-...-train.npz{_beside(folder)}. NeoRL-2 is not downloaded: take "
-            f"{name}-high-100000-train.npz from github.com/polixir/neorl2_dataset (scripts/dataset/{name}), and copy "
-            f"it to {folder}, or name its folder in NEORL_DATASET_DIR."
+            f"{folder}: no {name}-...-train.npz{_beside(folder)}.{_other_name('neorl2', name, NEORL2)} NeoRL-2 is not "
+            f"downloaded from here: take {name}-high-100000-train.npz from github.com/polixir/neorl2_dataset "
+            f"(scripts/dataset/{name}) and copy it to {folder}, or name its folder in NEORL_DATASET_DIR."
         )
     return _npz(found[0])
+
+
+def _other_name(prefix: str, name: str, names: tuple[str, ...]) -> str:
+    near = [] if name in names else nearest(name, names)
+    return f" Did you mean {prefix}:{near[0]}?" if near else ""
 
 
 def _beside(folder: Path) -> str:
@@ -707,6 +721,11 @@ def _scale_actions(
     if overshoot > 1e-6:
         warnings.append(f"`{key}` leaves the action bounds by up to {overshoot:.2g} of their range: clipped.")
     if not ((low == -1).all() and (high == 1).all()):
+        if not from_data.any() and (np.abs(least + 1) < 1e-3).all() and (np.abs(most - 1) < 1e-3).all():
+            warnings.append(
+                f"`{key}` fills [-1, 1] exactly, but the action bounds are {low.tolist()} and {high.tolist()}: if the "
+                "file holds scaled actions, scale them back to the environment's units."
+            )
         action = (action - low) * (2 / (high - low)).astype(np.float32) - np.float32(1)
     return np.clip(action, -1, 1, out=action), low, high
 

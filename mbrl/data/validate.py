@@ -99,6 +99,7 @@ def validate(arrays: dict[str, Array], file: str, keys: Mapping[str, str] | None
 
 
 def _cast(values: Array, field: str, key: str, file: str) -> Array:
+    values = np.asarray(values)  # HDF5 gives scalars as Python objects
     if values.dtype.kind not in "fiub":
         raise DatasetError(
             f"{file}: `{key}` has dtype {values.dtype}. Expected real numbers. Convert it to float32 (flags to bool) "

@@ -18,6 +18,7 @@ from minari.data_collector import EpisodeBuffer
 
 from mbrl.data import sources
 from mbrl.data.sources import Dataset, DatasetError, load_dataset
+from mbrl.data.tasks import all_tasks
 
 # Minari recommends metadata for datasets that will be published.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -252,6 +253,14 @@ def test_actions_outside_the_bounds(tmp_path: Path) -> None:
         load_dataset(write(tmp_path / "log.npz", arrays), action_bounds=(bounds[0][:1], bounds[1][:1]))
 
 
+def test_actions_that_were_scaled_already_are_noticed(tmp_path: Path) -> None:
+    arrays = flat(episodes())
+    arrays["actions"][[2, 5]] = [[-1, -1], [1, 1]]
+    bounds = np.array([-2.0, -2.0]), np.array([2.0, 2.0])
+    dataset = load_dataset(write(tmp_path / "log.npz", arrays), action_bounds=bounds)
+    assert "fills [-1, 1] exactly" in dataset.warnings[0]
+
+
 # Minari
 
 
@@ -406,6 +415,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         http.shutdown()
 
 
+def test_every_d4rl_task_has_a_file() -> None:
+    names = {task.dataset for task in all_tasks() if task.dataset.startswith("d4rl:")}
+    assert names <= {f"d4rl:{name}" for name in sources.d4rl_urls()}
+
+
 def test_d4rl_is_read_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
     write(tmp_path / "hopper_medium_replay-v2.hdf5", flat(episodes()))
@@ -479,6 +493,9 @@ def test_neorl2_is_looked_for_in_its_folder(tmp_path: Path, monkeypatch: pytest.
         ("hopper-medium-v2", ("no such file", "Nearest: d4rl:hopper-medium-v2")),
         ("pendulum", ("Nearest: builtin:pendulum",)),
         ("builtin:pendulm", ("Nearest: builtin:pendulum",)),
+        ("neorl2:Pipelin", ("Did you mean neorl2:Pipeline?",)),
+        ("neorl:HalfCheeta-v3-low", ("Did you mean neorl:HalfCheetah-v3-low?",)),
+        ("", ("names no dataset",)),
         ("minari:", ("names no dataset", "minari:mujoco/hopper/medium-v0")),
     ],
 )
