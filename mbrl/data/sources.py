@@ -268,6 +268,8 @@ def d4rl_urls() -> dict[str, str]:
     for size in ("umaze", "medium", "large"):
         urls[f"maze2d-{size}-v1"] = f"{root}/maze2d/maze2d-{size}-sparse-v1.hdf5"
         urls[f"maze2d-{size}-dense-v1"] = f"{root}/maze2d/maze2d-{size}-dense-v1.hdf5"
+    urls["maze2d-open-v0"] = f"{root}/maze2d/maze2d-open-sparse.hdf5"
+    urls["maze2d-open-dense-v0"] = f"{root}/maze2d/maze2d-open-dense.hdf5"
     for name, maze, many in (
         ("umaze", "u-maze", (False, False)),
         ("umaze-diverse", "u-maze", (True, True)),
@@ -362,9 +364,10 @@ def _neorl(name: str) -> _Source:
     enough = [size for size in sizes if size >= wanted]
     if not enough:
         raise DatasetError(
-            f"{folder}: no {stem}-N-train.npz with N >= {wanted} trajectories{_beside(folder)}. NeoRL is not "
-            "from here: get the file with NeoRL's own package (github.com/polixir/NeoRL, get_dataset), which keeps it "
-            f"in its data folder; copy it to {folder}, or name its folder in NEORL_DATASET_DIR."
+            f"{folder}: no {stem}-N-train.npz with N >= {wanted} trajectories{_beside(folder)}."
+            f"{_other_name('neorl', stem, NEORL)} NeoRL is not downloaded from here: get the file with NeoRL's own "
+            f"package (github.com/polixir/NeoRL, get_dataset), which keeps it in its data folder, and copy it to "
+            f"{folder}, or name its folder in NEORL_DATASET_DIR."
         )
     source = _npz(sizes[min(enough)])
     if min(enough) > wanted:

@@ -391,7 +391,7 @@ def test_d4rl_urls_follow_the_published_scheme() -> None:
         f"{root}/ant_maze_v2/Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"
     )
     assert urls["kitchen-partial-v0"] == f"{root}/kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5"
-    assert len(urls) == 51
+    assert len(urls) == 53
 
 
 @pytest.fixture
@@ -499,7 +499,9 @@ def test_neorl2_is_looked_for_in_its_folder(tmp_path: Path, monkeypatch: pytest.
         ("minari:", ("names no dataset", "minari:mujoco/hopper/medium-v0")),
     ],
 )
-def test_misspelt_names(spec: str, words: tuple[str, ...]) -> None:
+def test_misspelt_names(spec: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MBRL_CACHE", str(tmp_path))
+    monkeypatch.delenv("NEORL_DATASET_DIR", raising=False)
     with pytest.raises(DatasetError) as error:
         load_dataset(spec)
     for word in words:
