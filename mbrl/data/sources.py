@@ -187,7 +187,7 @@ def _npz(path: Path) -> _Source:
             f"{path}: `{key}` is an array of Python objects or damaged ({error}). Objects are refused because loading "
             "them runs code. Expected plain numbers: save it as float32, with equally long rows."
         ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DatasetError(f"{path}: `{key}` is damaged ({error}). Copy or download the file again.") from error
     return _file_source(file, arrays, keys, own)
 
@@ -203,7 +203,7 @@ def _hdf5(path: Path) -> _Source:
                 raise DatasetError(
                     f"{path}: the inner file of a Minari dataset. Give the dataset's folder: {path.parent.parent}"
                 )
-            keys = find_keys(list(root.keys()), file)
+            keys = find_keys([str(key) for key in root], file)
             arrays = {}
             for name, key in keys.items():
                 dataset = root[key]
@@ -539,9 +539,9 @@ def _minari_arrays(dataset: Any, parts: list[tuple[str, _Pick, int]], action_dim
             action[here], reward[here] = episode.actions, episode.rewards
             terminal[here], timeout[here], number[here] = episode.terminations, episode.truncations, count
             row += steps
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, DatasetError):
-            raise
+    except DatasetError:
+        raise
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise DatasetError(f"{path}: the episode after row {row} cannot be read ({error}). Copy it again.") from error
     if row != rows:
         raise DatasetError(f"{path}: metadata promise {rows} steps, the episodes hold {row}. Copy the dataset again.")
