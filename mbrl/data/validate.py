@@ -292,10 +292,9 @@ def episode_warnings(
     marked = not {"timeout", "index", "episode_id"}.isdisjoint(arrays)
     last = np.flatnonzero(end)
     lengths = np.diff(last, prepend=-1)
-    if not (end[:-1].any() or terminal[-1] or timeout[-1]):
+    if not (terminal.any() or timeout.any() or {"index", "episode_id"} & arrays.keys()):
         warnings.append(
-            "no episode end is marked in the whole file: returns are unknown, and a model-free learner cannot tell "
-            "time limits from terminals. Save `terminals` and `timeouts`."
+            "no episode end is marked in the whole file: returns are unknown. Save `terminals` and `timeouts`."
         )
     if horizon is not None and lengths.max() > horizon:
         episode = int((lengths > horizon).argmax())
