@@ -34,6 +34,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
@@ -484,14 +485,15 @@ class _LiveBar(ProgressBar):
 
     def __init__(self, console: Console, description: str, total: int, completed: int) -> None:
         super().__init__(total, completed, interval=0.2)
+        fixed, wrapped = Column(no_wrap=True), Column(no_wrap=False)  # a narrow terminal shows the fields in more lines
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=fixed),
+            BarColumn(bar_width=12, table_column=fixed),
+            MofNCompleteColumn(table_column=fixed),
+            _RateColumn(table_column=fixed),
+            TimeElapsedColumn(table_column=fixed),
+            TimeRemainingColumn(table_column=fixed),
+            TextColumn("{task.fields[text]}", markup=False, table_column=wrapped),
             console=console,
             refresh_per_second=4,
         )

@@ -380,12 +380,12 @@ def test_plain_lines_come_at_most_every_ten_seconds(tmp_path: Path, monkeypatch:
 
 def test_progress_on_a_terminal_is_live(tmp_path: Path) -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=140)
+    console = Console(file=text, force_terminal=True, width=80)
     logger = RunLogger(tmp_path, seeds=(0,), total_updates=100, console=console)
-    with logger.progress("training [mopo]", 100) as bar:
-        bar.update(100, score=55.5)
+    with logger.progress("training [mopo]", 100_000) as bar:
+        bar.update(100_000, score=55.5, critic_loss=0.123456, q=1.5)
     assert "training [mopo]" in text.getvalue()
-    assert "100/100" in text.getvalue()
+    assert "100000/100000" in text.getvalue()
     assert "score=55.5" in text.getvalue()
 
 
