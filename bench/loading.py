@@ -101,7 +101,7 @@ def main() -> None:
     lines = [
         "# Loading a dataset",
         "",
-        f"{rows:,} transitions of Hopper's size (11 observations, 3 actions: {megabytes:.0f} MB as loaded), validation, "
+        f"{rows:,} transitions of Hopper's size (11 observations, 3 actions: {megabytes:.0f} MB as loaded), checks, "
         "content hash and action scaling included; each format in a process of its own, files in the page cache.",
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores. Peak memory includes what "
         "importing torch needs. MB/s counts loaded bytes, not stored ones.",

@@ -73,8 +73,8 @@ mbrl train: a dataset in, a policy out.
   mbrl train resume=runs/pendulum-mopo-seed0/2026-01-31_12-00-00
 
 What most people set:
-  task=NAME        dataset + environment + horizon + termination + reference scores, e.g. hopper-medium-v2, pendulum
-  dataset=STRING   minari:ID, d4rl:NAME, neorl:NAME, neorl2:NAME, builtin:NAME, or a path to .npz, .hdf5, a Minari folder
+  task=NAME        dataset + environment + horizon + termination + reference scores: hopper-medium-v2, pendulum
+  dataset=STRING   minari:ID, d4rl:NAME, neorl:NAME, neorl2:NAME, builtin:NAME, or a path (.npz, .hdf5, Minari folder)
   env=ID           Gymnasium id, module:Id, package.module:factory, or null for no simulator
   algo=NAME        {algo}
   filter=[...]     {filter}
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": eval_verb,
     }
     if verb not in verbs:
-        console.print(f"mbrl: there is no verb {verb!r}{compose.nearest(verb, list(verbs))}", style="red", markup=False)
+        console.print(f"mbrl: there is no verb {verb!r}{compose.hint(verb, list(verbs))}", style="red", markup=False)
         return 2
     try:
         return verbs[verb](rest)
@@ -164,8 +164,8 @@ def train_verb(words: list[str]) -> int:
         return resume_run(Path(given["resume"]), [w for w in words if not w.startswith("resume=")])
     if "run_dir" in given and (Path(given["run_dir"]) / "meta.json").exists():
         raise FileExistsError(
-            f"{given['run_dir']} already holds a run; go on with it by `mbrl train resume={given['run_dir']}`, or choose "
-            "another run_dir"
+            f"{given['run_dir']} already holds a run; go on with it by `mbrl train resume={given['run_dir']}`, or "
+            "choose another run_dir"
         )
     return hydra_verb("train", words, start_run, TRAIN_HELP)
 
@@ -177,7 +177,7 @@ def fit_verb(words: list[str]) -> int:
 
 def collect_verb(words: list[str]) -> int:
     """`mbrl collect`: see `mbrl.data.collect`."""
-    from mbrl.data.collect import COLLECT_HELP, collect_run  # noqa: PLC0415
+    from mbrl.data.collect import COLLECT_HELP, collect_run
 
     return hydra_verb("collect", words, collect_run, COLLECT_HELP)
 
@@ -202,15 +202,15 @@ def resume_run(path: Path, words: list[str]) -> int:
     for word in words:
         key = word.split("=", 1)[0]
         if key not in known:
-            raise ConfigError(f"resume: there is no key {key!r}{compose.nearest(key, known)}")
+            raise ConfigError(f"resume: there is no key {key!r}{compose.hint(key, known)}")
     cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(words))
     assert isinstance(cfg, DictConfig)
     compose.register_resolvers()
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != run.meta["dataset_hash"]:
         raise ConfigError(
-            f"{problem.dataset.name} is not the dataset that {path} began with (hash {problem.dataset.hash[:12]}, it was "
-            f"{run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
+            f"{problem.dataset.name} is not the dataset that {path} began with (hash {problem.dataset.hash[:12]}, it "
+            f"was {run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
         )
     run.mark_resumed()
     return Run(cfg, problem, run).train()
@@ -255,7 +255,7 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
         "device": cfg.device,
         "threads": cfg.threads,
         "behaviour_return_mean": float(returns.mean()) if len(returns) else None,
-        "behaviour_return_best": float(returns.max()) if len(returns) else None,
+        "behaviour_return_max": float(returns.max()) if len(returns) else None,
         "reference": None if reference is None else [reference.minimum, reference.maximum],
         "reference_source": None if reference is None else f"{reference.source} ({reference.environment})",
     }
@@ -305,8 +305,7 @@ class Run:
             )
             self.restore(training)
             self.evaluator = self.make_evaluator()
-            with self.logger.progress("training", total=cfg.updates) as bar:
-                bar.update(training.step)
+            with self.logger.progress("training", total=cfg.updates, completed=training.step) as bar:
                 training.progress = bar
                 complete = training.run()
             self.save_policy(training)
@@ -344,7 +343,10 @@ class Run:
         task, dataset = self.problem.task, self.problem.dataset
         returns = dataset.episode_returns
         show = self.console.print
-        show(f"[bold]{self.cfg.algo_name}[/] on {task.label}, seeds {self.seeds}, {self.cfg.updates:,} updates on {self.device}")
+        show(
+            f"[bold]{self.cfg.algo_name}[/] on {task.label}, seeds {self.seeds}, {self.cfg.updates:,} updates, "
+            f"{self.device}"
+        )
         line = f"{len(dataset.transitions.reward):,} transitions"
         if len(returns):
             line += f", {len(returns):,} episodes, return {returns.mean():.1f} on average, {returns.max():.1f} at best"
@@ -466,17 +468,21 @@ class Run:
     def interrupted(self, step: int) -> int:
         """Saved, and told how to go on."""
         self.summarise("interrupted", step)
-        self.console.print(f"stopped at update {step:,} and saved; go on with: mbrl train resume={self.run.path}", soft_wrap=True)
+        self.console.print(
+            f"stopped at update {step:,} and saved; go on with: mbrl train resume={self.run.path}", soft_wrap=True
+        )
         return INTERRUPTED
 
     def finished(self, step: int) -> int:
         """Summary, curve, last words."""
-        from mbrl.plots import learning_curve, model_curve  # noqa: PLC0415  (matplotlib is slow to import)
+        from mbrl.plots import learning_curve, model_curve  # matplotlib is slow to import
 
         summary = self.summarise("finished", step)
         if self.evaluator is None:
             picture = model_curve(self.run.path)
-            self.console.print("no environment: the curve shows what the model believes, not what is true", style="yellow")
+            self.console.print(
+                "no environment: the curve shows what the model believes, not what is true", style="yellow"
+            )
         else:
             self.evaluator.close()
             picture = learning_curve(self.run.path)
@@ -501,6 +507,7 @@ class Run:
             updates_per_second=step / seconds,
             wall_seconds=seconds,
             behaviour_return_mean=self.run.meta.get("behaviour_return_mean"),
+            behaviour_return_max=self.run.meta.get("behaviour_return_max"),
             label=self.problem.task.label,
             protocol=(
                 f"{self.cfg.eval.episodes} episodes per seed with the deterministic policy every {self.cfg.eval.every} "
@@ -522,11 +529,14 @@ def _write(file: Any, text: bytes) -> None:
 
 def inspect_verb(words: list[str]) -> int:
     """`mbrl inspect DATASET`."""
-    from mbrl.data.inspect import inspect_dataset  # noqa: PLC0415
+    from mbrl.data.inspect import inspect_dataset
 
-    parser = argparse.ArgumentParser("mbrl inspect", description="What is in a dataset: sizes, returns, coverage, faults.")
+    parser = argparse.ArgumentParser(
+        "mbrl inspect", description="What is in a dataset: sizes, returns, coverage, faults."
+    )
     parser.add_argument(
-        "dataset", help="minari:ID, d4rl:NAME, neorl:NAME, neorl2:NAME, builtin:NAME, or a path (.npz, .hdf5, Minari folder)"
+        "dataset",
+        help="minari:ID, d4rl:NAME, neorl:NAME, neorl2:NAME, builtin:NAME, or a path (.npz, .hdf5, Minari folder)",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write one self-contained page with figures")
     parsed = parser.parse_args(words)
@@ -536,7 +546,9 @@ def inspect_verb(words: list[str]) -> int:
 
 def eval_verb(words: list[str]) -> int:
     """`mbrl eval RUN_DIR`."""
-    parser = argparse.ArgumentParser("mbrl eval", description="Score a trained policy again; nothing in the run is changed.")
+    parser = argparse.ArgumentParser(
+        "mbrl eval", description="Score a trained policy again; nothing in the run is changed."
+    )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--episodes", type=int, default=20, help="episodes per seed (default 20)")
     parser.add_argument("--env", help="another environment than the run's")
@@ -548,7 +560,9 @@ def eval_verb(words: list[str]) -> int:
     cfg = OmegaConf.load(path / "config.yaml")
     assert isinstance(cfg, DictConfig)
     if not (path / "policy.pt").exists():
-        raise FileNotFoundError(f"{path} has no policy.pt: the run has not ended; finish it with `mbrl train resume={path}`")
+        raise FileNotFoundError(
+            f"{path} has no policy.pt: the run has not ended; finish it with `mbrl train resume={path}`"
+        )
     saved = torch.load(path / "policy.pt", weights_only=True, map_location="cpu")
     learner = compose.build_learner(cfg, saved["obs_dim"], saved["action_dim"], saved["seeds"], torch.device("cpu"))
     learner.load_state_dict(saved["learner"])

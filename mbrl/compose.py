@@ -5,7 +5,6 @@ This module and `cli.py` are the only places that see the configuration; every p
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -26,12 +26,15 @@ import mbrl
 from mbrl.data.ring import ReplayTable
 from mbrl.data.sources import Dataset, load_dataset
 from mbrl.data.tasks import Reference, Task, find_task, task_for
+from mbrl.data.validate import nearest
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.evaluate import EnvSpec, env_spec
 from mbrl.learn.sac import SAC
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.train import Schedule
+
+FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class ConfigError(ValueError):
@@ -52,17 +55,16 @@ def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
     """All dotted keys of a configuration, inner nodes included."""
     if isinstance(cfg, DictConfig):
         for key in cfg:
-            name = f"{prefix}{key}"
+            name = f"{prefix}{key!s}"
             yield name
             if not OmegaConf.is_missing(cfg, str(key)) and not OmegaConf.is_interpolation(cfg, str(key)):
                 yield from flat_keys(cfg[key], f"{name}.")
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` for the nearest known words, or nothing."""
-    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    close += [last[k] for k in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last), n=2, cutoff=0.7)]
+def hint(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` for the known words nearest to `word`, as a whole or by their last part; or nothing."""
+    by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    close = [by_last_part[part] for part in nearest(word.rsplit(".", 1)[-1], by_last_part)] + nearest(word, known)
     unique = list(dict.fromkeys(close))[:3]
     return f"; did you mean {' or '.join(unique)}?" if unique else ""
 
@@ -87,7 +89,7 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
             for option in _options(override):
                 if option not in options:
                     raise ConfigError(
-                        f"{override.key_or_group}={option}: no such option{nearest(option, options)} "
+                        f"{override.key_or_group}={option}: no such option{hint(option, options)} "
                         f"({override.key_or_group} has {', '.join(options)})"
                     )
         chosen = [f"{o.key_or_group}={_first(o)}" for o in own]
@@ -101,24 +103,33 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
                 continue
             if key not in known and not key.startswith("hydra."):
                 choices = [*known, *sorted(groups)]
-                raise ConfigError(f"there is no key {key!r}{nearest(key, choices)} (to add one of your own: +{key}=...)")
+                raise ConfigError(f"there is no key {key!r}{hint(key, choices)} (to add one of your own: +{key}=...)")
 
 
 def _options(override: Override) -> list[str]:
     """All options that a group override names, sweeps and lists included."""
     if override.is_sweep_override():
-        values: list[Any] = [v for v in override.sweep_iterator()]  # e.g. mopo,mobile or [],[morec]
+        values: list[Any] = list(override.sweep_iterator())  # e.g. mopo,mobile or [],[morec]
     else:
         values = [override.value()]
     flat: list[str] = []
     for value in values:
         for item in value if isinstance(value, list) else [value]:
             flat.append(str(item).strip("'\""))
-    return [option.strip() for word in flat for option in word.strip("[]").split(",") if option.strip() not in ("", "null", "None")]
+    return [
+        option.strip()
+        for word in flat
+        for option in word.strip("[]").split(",")
+        if option.strip() not in ("", "null", "None")
+    ]
 
 
 def _first(override: Override) -> str:
-    text = next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else override.get_value_element_as_str()
+    text = (
+        next(iter(override.sweep_string_iterator()))
+        if override.is_sweep_override()
+        else override.get_value_element_as_str()
+    )
     return str(text)
 
 
@@ -208,7 +219,9 @@ def load_problem(cfg: DictConfig) -> Problem:
     task = task_for(cfg.dataset, env, horizon=cfg.horizon, termination=cfg.termination, reference=reference)
     if asked == "auto" and env is not None:
         spec = env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
-        same = np.array_equal(dataset.action_low, spec.action_low) and np.array_equal(dataset.action_high, spec.action_high)
+        same = np.array_equal(dataset.action_low, spec.action_low) and np.array_equal(
+            dataset.action_high, spec.action_high
+        )
         if not same and len(dataset.action_low) == len(spec.action_low):
             dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
     return check_dimensions(Problem(dataset, task, spec))
@@ -227,13 +240,13 @@ def check_dimensions(problem: Problem) -> Problem:
         if have != want:
             raise ConfigError(
                 f"{problem.dataset.name} has observations of {have[0]} and actions of {have[1]} dimensions, but the "
-                f"environment {problem.task.env} has {want[0]} and {want[1]}; give the right env=, or env=null to train "
-                "without a simulator"
+                f"environment {problem.task.env} has {want[0]} and {want[1]}; give the right env=, or env=null to "
+                "train without a simulator"
             )
     return problem
 
 
-def _bounds(spec: EnvSpec | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+def _bounds(spec: EnvSpec | None) -> tuple[FloatArray, FloatArray] | None:
     return None if spec is None else (spec.action_low, spec.action_high)
 
 
@@ -248,8 +261,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"device={name}, but this torch ({torch.__version__}) sees no CUDA device; use device=cpu, or install a CUDA "
-            "build of torch"
+            f"device={name}, but this torch ({torch.__version__}) sees no CUDA device; use device=cpu, or install a "
+            "CUDA build of torch"
         )
     return device
 
@@ -288,7 +301,9 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
     data = problem.dataset.transitions
     clip = None
     if rollout.clip is not None:
-        clip = Clip(data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip)
+        clip = Clip(
+            data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip
+        )
     chunk = rollout.chunk
     if chunk == "auto":
         chunk = 1000 if model.device.type == "cpu" else rollout.lanes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ def init_mlp(
     """Initial parameters for layers `sizes`, leading axes `(S, *members)`; seed s draws from generator s alone."""
     lead = (len(generators), *members)
     params: Params = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         weight = torch.empty((*lead, fan_in, fan_out), device=generators[0].device)
         bias = torch.empty((*lead, 1, fan_out), device=generators[0].device)
         for s, source in enumerate(generators):
@@ -83,7 +84,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.dim() == 3:
         return torch.baddbmm(bias, x, weight)
     out = torch.baddbmm(bias.flatten(0, -3), x.flatten(0, -3), weight.flatten(0, -3))
-    return out.unflatten(0, lead)
+    return out.view(*lead, *out.shape[-2:])
 
 
 def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu) -> Tensor:

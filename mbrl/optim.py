@@ -72,5 +72,7 @@ def copy_tensors(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
         raise ValueError(f"expected {len(target)} tensors, the saved state has {len(source)}")
     for i, (to, value) in enumerate(zip(target, source, strict=True)):
         if to.shape != value.shape:
-            raise ValueError(f"tensor {i} has shape {tuple(value.shape)} in the saved state, expected {tuple(to.shape)}")
+            raise ValueError(
+                f"tensor {i} has shape {tuple(value.shape)} in the saved state, expected {tuple(to.shape)}"
+            )
         to.copy_(value)

@@ -165,8 +165,8 @@ class OfflineTraining:
         if wrong:
             raise TrainingDiverged(
                 f"{', '.join(wrong)} not finite at update {self.step}. Usual causes: rewards on a large scale, a model "
-                "that runs away (raise rollout.penalise.coefficient, lower rollout.length), a learning rate that is too "
-                "high. The last checkpoint is from before."
+                "that runs away (raise rollout.penalise.coefficient, lower rollout.length), a learning rate too high. "
+                "The last checkpoint is from before."
             )
         if self.progress is not None:
             shown = {"q": row.get("learner/q"), "critic loss": row.get("learner/critic_loss")}

@@ -1,8 +1,9 @@
 """The map of the house: names and shapes of all tensors that travel between parts, and what each part must offer.
 
 Leading axes are written `*`: `()` or `(S,)` for stacked seeds. `E` members or critics, `K` candidates, `N` imagined
-lanes, `B` batch, `O, A, Z` observation, action and encoded observation. Rows are axis -2 of a matrix and -1 of a vector;
-`E` or `K` sits just before the rows. Code is written on trailing axes, so one seed and eight seeds are the same code:
+lanes, `B` batch, `O, A, Z` observation, action and encoded observation. Rows are axis -2 of a matrix and -1 of a
+vector; `E` or `K` sits just before the rows. Code is written on trailing axes, so one seed and eight seeds
+are the same code:
 losses are means over rows and sums over members and seeds, which makes stacked training *be* separate training.
 
 Randomness is an argument. Whoever needs noise says how much (`noise_size`), the loop draws it from one generator per
@@ -184,9 +185,7 @@ class Learner(Stateful, Protocol):
         """One gradient step. noise (S, noise_size), progress () in [0, 1] of the whole run (schedules)."""
         ...
 
-    def act(
-        self, obs: Tensor, *, mode: Literal["sample", "mean"] = "sample", noise: Tensor | None = None
-    ) -> Tensor:
+    def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "sample", noise: Tensor | None = None) -> Tensor:
         """obs (S, N, O) -> action (S, N, A); `sample` needs noise (S, N, A)."""
         ...
 

@@ -84,13 +84,13 @@ class ReplayTable:
         from_ring = self._first + (uniform * filled).long()
         index = torch.where(filled > 0, from_ring, from_data)
         index[:, :real] = from_data[:, :real]
-        rows = self.rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+        rows = self.rows.index_select(0, index.flatten()).view(*index.shape, -1)
         return Batch(self.unpack(rows), real)
 
     def starts(self, uniform: Tensor) -> Tensor:
         """Observations (S, N, O) of real rows picked by uniform (S, N), where imagination begins."""
         index = (uniform * self.real_rows).long()
-        return self.rows[:, : self.obs_dim].index_select(0, index.flatten()).unflatten(0, index.shape)
+        return self.rows[:, : self.obs_dim].index_select(0, index.flatten()).view(*index.shape, -1)
 
     def imagined(self, seed: int) -> Transition:
         """The filled part of one seed's ring, in slot order."""

@@ -52,9 +52,8 @@ class GaussianEnsemble:
         hidden: widths of the hidden layers (Swish).
         learning_rate: of Adam.
         batch_size: rows per member and step.
-        weight_decay: per layer coefficient `c` of the loss term `c/2 ||W||^2`, as in PETS and MOPO (4 hidden layers have
-            their published five values); a single number serves all layers, None means the published values, stretched
-            to the number of layers.
+        weight_decay: per layer coefficient `c` of the loss term `c/2 ||W||^2`; a single number serves all layers, None
+            means the five published values of PETS and MOPO, stretched to the number of layers.
         holdout_fraction: share of the rows held out for early stopping, at most `holdout_max` rows.
         holdout_max: see above.
         patience: stop a seed after this many epochs in which no member improved.
@@ -209,8 +208,8 @@ class GaussianEnsemble:
                 holdout = self._holdout_error(held_out)
                 if not bool(torch.isfinite(train_loss).all()):
                     raise FloatingPointError(
-                        f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values with "
-                        "`mbrl inspect`, or lower dynamics.learning_rate"
+                        f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values "
+                        "with `mbrl inspect`, or lower dynamics.learning_rate"
                     )
                 better = ((best - holdout) / best > self.improvement) & active.unsqueeze(-1)
                 best = torch.where(better, holdout, best)
@@ -241,9 +240,7 @@ class GaussianEnsemble:
             source = generator(seed, "dynamics", "bootstrap")
             pick = torch.randint(rows - held, (self.members, rows - held), generator=source)
             bootstrap.append(order[held:][pick].to(torch.int32))
-        return _Split(
-            torch.stack(train).to(self.device), torch.stack(holdout).to(self.device), torch.stack(bootstrap)
-        )
+        return _Split(torch.stack(train).to(self.device), torch.stack(holdout).to(self.device), torch.stack(bootstrap))
 
     def _set_scaler(self, table: Tensor, train: Tensor) -> None:
         """Mean and std of the inputs over each seed's training rows; constant columns are left alone."""
@@ -274,7 +271,7 @@ class GaussianEnsemble:
         total = torch.zeros(len(self.seeds), device=self.device)
         for i in range(steps):
             index = order[..., i * batch : (i + 1) * batch]
-            x, y = self._inputs_and_targets(table.index_select(0, index.reshape(-1)).unflatten(0, index.shape))
+            x, y = self._inputs_and_targets(table.index_select(0, index.reshape(-1)).view(*index.shape, -1))
             mean, raw_logvar = mlp(self.params, x, F.silu).chunk(2, -1)
             logvar = soft_clamp(raw_logvar, self.min_logvar, self.max_logvar)
             likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((-2, -1)).sum(-1)  # (S,)

@@ -29,7 +29,7 @@ CODE: tuple[ModuleType, ...] = (ensemble, nets, optim)
 
 
 def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[ModuleType, ...] = CODE) -> str:
-    """Hex key of everything that a fitted model depends on, but the seed: data, settings, source of the fitting code."""
+    """Hex key of what a fitted model depends on, but the seed: data, settings, source of the fitting code."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(dataset_hash.encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())

@@ -100,7 +100,9 @@ class SAC:
     def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
         """One step of everything on a batch (S, B); noise (S, noise_size); progress () in [0, 1] of the run."""
         rows = batch.transition.reward.shape[-1]
-        here, there, extra = noise.split([rows * self.action_dim] * 2 + [noise.shape[-1] - 2 * rows * self.action_dim], -1)
+        here, there, extra = noise.split(
+            [rows * self.action_dim] * 2 + [noise.shape[-1] - 2 * rows * self.action_dim], -1
+        )
         shape = (*noise.shape[:-1], rows, self.action_dim)
         z = self.encoder(batch.transition.obs)
 
@@ -174,9 +176,7 @@ class SAC:
         return torch.tanh(mean + log_std.exp() * noise)
 
     @torch.no_grad()
-    def act(
-        self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None
-    ) -> Tensor:
+    def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None) -> Tensor:
         """The deterministic action tanh(mean), or a sample from `noise` (S, N, A)."""
         if mode == "sample":
             if noise is None:

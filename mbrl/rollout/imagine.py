@@ -52,9 +52,7 @@ class Imagination:
             obs, action, prediction, self.model.elites, noise[..., action_size:], uniform
         )
         terminal = torch.zeros_like(alive)
-        return self.filters(
-            Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction), t
-        )
+        return self.filters(Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction), t)
 
     def fill(
         self, table: ReplayTable, lanes: int, policy: StochasticPolicy, generators: Sequence[torch.Generator]

@@ -1,4 +1,4 @@
-"""How much the members disagree or doubt: pure functions from a prediction (*, E, N, O+1) to one number a lane (*, N)."""
+"""How much members disagree or doubt: pure functions of a prediction (*, E, N, O+1), one number a lane (*, N)."""
 
 from __future__ import annotations
 
