@@ -3,8 +3,8 @@
 Leading axes are written `*`: `()` or `(S,)` for stacked seeds. `E` members or critics, `K` candidates, `N` imagined
 lanes, `B` batch, `O, A, Z` observation, action and encoded observation. Rows are axis -2 of a matrix and -1 of a
 vector; `E` or `K` sits just before the rows. Code is written on trailing axes, so one seed and eight seeds
-are the same code:
-losses are means over rows and sums over members and seeds, which makes stacked training *be* separate training.
+are the same code: losses are means over rows and sums over members and seeds, which makes stacked training *be*
+separate training.
 
 Randomness is an argument. Whoever needs noise says how much (`noise_size`), the loop draws it from one generator per
 seed and hands it in, so that a seed's run does not depend on which other seeds run beside it.
