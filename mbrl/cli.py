@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_che
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
-from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
+from mbrl.dynamics.ensemble import FitReport
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import EvaluationError, Evaluator
 from mbrl.log import RunLogger
@@ -143,7 +143,14 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
 
     def entry(cfg: DictConfig) -> None:
         nonlocal status
-        status = max(status, job(cfg, Path(HydraConfig.get().runtime.output_dir)))
+        path = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            status = max(status, job(cfg, path))
+        except BaseException:
+            forget(path)
+            raise
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt  # not the next run of a sweep
 
     entry.__module__ = "mbrl.cli"
     decorated = hydra.main(config_path=str(compose.config_folder()), config_name=config_name, version_base="1.3")(entry)
@@ -155,6 +162,14 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
     finally:
         sys.argv = before
     return status
+
+
+def forget(path: Path) -> None:
+    """Remove what Hydra wrote for a run that was refused before it began."""
+    if not (path / "meta.json").exists():
+        shutil.rmtree(path / ".hydra", ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds something else, which is not ours
+            path.rmdir()
 
 
 def train_verb(words: list[str]) -> int:
@@ -185,9 +200,7 @@ def collect_verb(words: list[str]) -> int:
 def start_run(cfg: DictConfig, path: Path) -> int:
     """A new training run in `path`."""
     problem = compose.load_problem(cfg)
-    cfg = prepare(cfg, problem, path)
-    run = RunDirectory.create(path, seeds=compose.seed_list(cfg), **describe(cfg, problem))
-    return Run(cfg, problem, run).train()
+    return Run(prepare(cfg, problem, path), problem, path).train()
 
 
 def resume_run(path: Path, words: list[str]) -> int:
@@ -212,30 +225,29 @@ def resume_run(path: Path, words: list[str]) -> int:
             f"{problem.dataset.name} is not the dataset that {path} began with (hash {problem.dataset.hash[:12]}, it "
             f"was {run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
         )
-    run.mark_resumed()
-    return Run(cfg, problem, run).train()
+    return Run(normalise(cfg), problem, path, begun=run).train()
 
 
 def fit_run(cfg: DictConfig, path: Path) -> int:
     """Only the dynamics model."""
     problem = compose.load_problem(cfg)
-    cfg = prepare(cfg, problem, path)
-    run = RunDirectory.create(path, seeds=compose.seed_list(cfg), **describe(cfg, problem))
-    return Run(cfg, problem, run).fit_only()
+    return Run(prepare(cfg, problem, path), problem, path).fit_only()
 
 
 def prepare(cfg: DictConfig, problem: Problem, path: Path) -> DictConfig:
-    """Fill in what depends on the task and the machine, and keep the result in the run directory."""
+    """Fill in what depends on the task and the machine."""
     cfg = compose.resolve(cfg, problem.task)
     cfg.run_dir = str(path)
-    cfg.device = str(compose.choose_device(cfg.device))
     cfg.threads = cfg.threads or torch.get_num_threads()  # another number of threads rounds differently
     cfg.store = str(Path(cfg.store).expanduser())
+    return normalise(cfg)
+
+
+def normalise(cfg: DictConfig) -> DictConfig:
+    """Settings that may be given in two ways, in one; also for those given at a resume."""
+    cfg.device = str(compose.choose_device(cfg.device))
     if isinstance(cfg.logger, str):
         cfg.logger = [cfg.logger]
-    path.mkdir(parents=True, exist_ok=True)
-    text = OmegaConf.to_yaml(cfg).encode()
-    atomic_write(path / "config.yaml", lambda file: _write(file, text))
     return cfg
 
 
@@ -262,42 +274,52 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
 
 
 class Run:
-    """One training run: the parts, made from the configuration, and their lives."""
+    """One training run: the parts, made from the configuration, and their lives.
 
-    def __init__(self, cfg: DictConfig, problem: Problem, run: RunDirectory) -> None:
-        self.cfg, self.problem, self.run = cfg, problem, run
+    All that a configuration can get wrong is found here, before there is a run directory and before hours of fitting.
+    """
+
+    def __init__(self, cfg: DictConfig, problem: Problem, path: Path, begun: RunDirectory | None = None) -> None:
+        self.cfg, self.problem = cfg, problem
         self.seeds = compose.seed_list(cfg)
         self.device = torch.device(cfg.device)
         torch.set_num_threads(cfg.threads)
         self.console = Console(quiet=not cfg.progress)
-        self.started = time.monotonic()
         self.logger = RunLogger(
-            run.path,
+            path,
             list(cfg.logger),
             seeds=self.seeds,
             total_updates=cfg.updates,
             console=self.console,
             config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
-            name=run.path.name,
+            name=path.name,
             **{f"wandb_{key}": value for key, value in cfg.wandb.items()},
         )
+        obs_dim, action_dim = problem.dataset.transitions.obs.shape[-1], problem.dataset.transitions.action.shape[-1]
+        self.schedule = compose.build_schedule(cfg)
+        self.model = compose.build_model(cfg, problem, self.seeds, self.device)
+        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device)
+        self.imagination = compose.build_imagination(cfg, problem, self.model)
+        if begun is None:
+            path.mkdir(parents=True, exist_ok=True)
+            text = OmegaConf.to_yaml(cfg).encode()
+            atomic_write(path / "config.yaml", lambda file: file.write(text))
+            self.run = RunDirectory.create(path, seeds=self.seeds, **describe(cfg, problem))
+        else:
+            self.run = begun
+            self.run.mark_resumed()
 
     def train(self) -> int:
         """Fit or load the model, train, evaluate, save; the exit status."""
         self.announce()
-        with self.endings("train") as stop:
-            model = self.fit_model(stop)
-            if model is None:
+        with self.endings() as stop:
+            if not self.fit_model(stop):
                 return self.interrupted(0)
-            cfg, problem = self.cfg, self.problem
-            data = problem.dataset.transitions
-            learner = compose.build_learner(cfg, data.obs.shape[-1], data.action.shape[-1], self.seeds, self.device)
-            table = compose.build_table(cfg, problem, self.seeds, self.device)
             training = OfflineTraining(
-                learner=learner,
-                table=table,
-                imagination=compose.build_imagination(cfg, problem, model),
-                schedule=compose.build_schedule(cfg),
+                learner=self.learner,
+                table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
+                imagination=self.imagination,
+                schedule=self.schedule,
                 logger=self.logger,
                 evaluate=lambda step: self.evaluate(training, step),
                 save=self.save,
@@ -305,7 +327,7 @@ class Run:
             )
             self.restore(training)
             self.evaluator = self.make_evaluator()
-            with self.logger.progress("training", total=cfg.updates, completed=training.step) as bar:
+            with self.logger.progress("training", total=self.schedule.updates, completed=training.step) as bar:
                 training.progress = bar
                 complete = training.run()
             self.save_policy(training)
@@ -316,18 +338,17 @@ class Run:
     def fit_only(self) -> int:
         """`mbrl fit`: the model, and nothing else."""
         self.announce()
-        with self.endings("fit") as stop:
-            model = self.fit_model(stop)
-            if model is None:
+        with self.endings() as stop:
+            if not self.fit_model(stop):
                 return self.interrupted(0)
             self.run.write_meta(status="finished")
             self.logger.close("finished")
-            error = model.holdout_error.gather(-1, model.elites).mean(-1)
+            error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
             self.console.print(f"held-out squared error of the elites: {', '.join(f'{e:.5g}' for e in error.tolist())}")
             return 0
 
     @contextlib.contextmanager
-    def endings(self, verb: str) -> Any:
+    def endings(self) -> Iterator[StopRequest]:
         """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
         with StopRequest() as stop:
             try:
@@ -357,10 +378,9 @@ class Run:
             show("no environment: nothing is scored, the model's own estimate is shown instead", style="yellow")
         show(f"run directory: {self.run.path}", markup=False, highlight=False, soft_wrap=True)
 
-    def fit_model(self, stop: StopRequest) -> GaussianEnsemble | None:
-        """The dynamics model from this run, the store or a fit; None if asked to stop."""
-        cfg = self.cfg
-        model = compose.build_model(cfg, self.problem, self.seeds, self.device)
+    def fit_model(self, stop: StopRequest) -> bool:
+        """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
+        cfg, model = self.cfg, self.model
         key = store_key(self.problem.dataset.hash, compose.dynamics_settings(cfg))
         with self.logger.progress("fitting the dynamics model", total=cfg.dynamics.max_epochs) as bar:
 
@@ -378,16 +398,17 @@ class Run:
                     key=key,
                     root=Path(cfg.store).expanduser(),
                     scratch=self.run.path / "dynamics",
+                    save_seconds=self.schedule.checkpoint_seconds,
                     on_epoch=on_epoch,
                     should_stop=lambda: stop.requested,
                 )
             except FitInterrupted:
-                return None
+                return False
         error = model.holdout_error.gather(-1, model.elites).mean(-1)
         self.run.write_meta(dynamics={"key": key, "from": source, "holdout_error": error.tolist()})
         if source == "store":
             self.console.print(f"dynamics model from the store ({key})", highlight=False)
-        return model
+        return True
 
     def make_evaluator(self) -> Evaluator | None:
         """Environments for all seeds and episodes; None where there is no simulator."""
@@ -518,10 +539,6 @@ class Run:
         self.run.write_meta(status=status)
         self.logger.close(status)
         return summary
-
-
-def _write(file: Any, text: bytes) -> None:
-    file.write(text)
 
 
 # -- other verbs -------------------------------------------------------------------------------------------------------

@@ -31,13 +31,16 @@ class Adam:
         self.learning_rate = torch.tensor(learning_rate, device=self.params[0].device)
         self.betas = betas
         self.epsilon = epsilon
-        self.first = [torch.zeros_like(p, requires_grad=False) for p in self.params]
-        self.second = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self.first = [torch.zeros_like(p) for p in self.params]
+        self.second = [torch.zeros_like(p) for p in self.params]
         self.steps = [torch.zeros((), device=p.device) for p in self.params]
 
-    @torch.no_grad()
     def step(self, grads: Sequence[Tensor], scale: Tensor | None = None) -> None:
         """One step along `grads` (same shapes as `params`); `scale` () multiplies the learning rate (schedules)."""
+        learning_rate = self.learning_rate if scale is None else self.learning_rate * scale
+        if torch.compiler.is_compiling():
+            self._written_out(grads, learning_rate)
+            return
         adam(
             self.params,
             list(grads),
@@ -49,11 +52,23 @@ class Adam:
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self.learning_rate if scale is None else self.learning_rate * scale,
+            lr=learning_rate,
             weight_decay=0.0,
             eps=self.epsilon,
             maximize=False,
         )
+
+    def _written_out(self, grads: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """The same step in elementary operations, which a compiler fuses into one kernel a tensor."""
+        beta1, beta2 = self.betas
+        for param, grad, first, second, steps in zip(
+            self.params, grads, self.first, self.second, self.steps, strict=True
+        ):
+            steps.add_(1)
+            first.lerp_(grad, 1 - beta1)
+            second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            root = (second / (1 - beta2**steps)).sqrt() + self.epsilon
+            param.sub_(learning_rate / (1 - beta1**steps) * first / root)
 
     def state_dict(self) -> StateDict:
         """Moments and step counts; the parameters belong to their owner."""
@@ -65,7 +80,6 @@ class Adam:
             copy_tensors(getattr(self, name), state[name])
 
 
-@torch.no_grad()
 def copy_tensors(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     """Copy values tensor by tensor; `ValueError` if number or shape differ."""
     if len(target) != len(source):

@@ -22,7 +22,7 @@ class ReplayTable:
     """Real rows (N) and, for each of S seeds, a ring of `capacity` imagined rows.
 
     Args:
-        data: the dataset, rows (N, .).
+        data: the dataset, rows (N, .); none (N = 0) where all rows are the environment's, written as they come.
         capacity: imagined rows kept per seed; the oldest are overwritten.
         seeds: S.
         device: where the table lives.
@@ -78,7 +78,12 @@ class ReplayTable:
         Args:
             uniform: (S, B) float64 in [0, 1), one per row.
             real: number of real rows. While a ring is empty its rows come from the dataset too.
+
+        Raises:
+            ValueError: rows of the dataset are asked for and there are none.
         """
+        if real and not self.real_rows:
+            raise ValueError(f"{real} rows of the dataset asked for, but the table was made without one")
         from_data = (uniform * self.real_rows).long()
         filled = self.written.clamp(max=self.capacity).unsqueeze(-1)
         from_ring = self._first + (uniform * filled).long()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbrl.capture import gradients
 from mbrl.nets import Params, generator, init_mlp, mlp, normal_init
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Prediction, StateDict, Transition
@@ -112,12 +113,10 @@ class GaussianEnsemble:
         count, outputs = len(self.seeds), obs_dim + 1
         sizes = [obs_dim + action_dim, *hidden, 2 * outputs]
         sources = [generator(seed, "dynamics", "weights") for seed in self.seeds]
-        self.params: Params = [
-            p.to(self.device).requires_grad_() for p in init_mlp(sizes, sources, (members,), init=normal_init)
-        ]
+        self.params: Params = [p.to(self.device) for p in init_mlp(sizes, sources, (members,), init=normal_init)]
         # Bounds of the log-variance, learned, shared by the members of a seed: (S, 1, 1, O+1).
-        self.max_logvar = torch.full((count, 1, 1, outputs), 0.5, device=self.device, requires_grad=True)
-        self.min_logvar = torch.full((count, 1, 1, outputs), -10.0, device=self.device, requires_grad=True)
+        self.max_logvar = torch.full((count, 1, 1, outputs), 0.5, device=self.device)
+        self.min_logvar = torch.full((count, 1, 1, outputs), -10.0, device=self.device)
         self.input_mean = torch.zeros((count, 1, 1, obs_dim + action_dim), device=self.device)
         self.input_std = torch.ones((count, 1, 1, obs_dim + action_dim), device=self.device)
         self.elites = torch.arange(elites, device=self.device).repeat(count, 1)  # (S, K)
@@ -134,12 +133,12 @@ class GaussianEnsemble:
         change, raw_logvar = mlp(self._folded, x, F.silu).chunk(2, -1)
         mean = change.clone()
         mean[..., :-1] += obs.unsqueeze(-3)
-        logvar = soft_clamp(raw_logvar, self.min_logvar.detach(), self.max_logvar.detach())
+        logvar = soft_clamp(raw_logvar, self.min_logvar, self.max_logvar)
         return Prediction(mean, logvar.mul(0.5).exp())
 
     def _fold_scaler(self) -> Params:
         """The input scaler is affine, so the first layer can carry it: prediction then needs no normalisation."""
-        params = [p.detach() for p in self.params]
+        params = self.params
         weight = params[0] / self.input_std.transpose(-1, -2)
         return [weight, params[1] - (self.input_mean @ weight), *params[2:]]
 
@@ -176,8 +175,8 @@ class GaussianEnsemble:
         trained = [*self.params, self.max_logvar, self.min_logvar]
         optimiser = Adam(trained, self.learning_rate)
         best = torch.full((len(self.seeds), self.members), UNIMPROVED, device=self.device)
-        best_params = [p.detach().clone() for p in self.params]
-        final_bounds = [self.max_logvar.detach().clone(), self.min_logvar.detach().clone()]
+        best_params = [p.clone() for p in self.params]
+        final_bounds = [self.max_logvar.clone(), self.min_logvar.clone()]
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
         epoch = 0
@@ -185,7 +184,7 @@ class GaussianEnsemble:
         def state() -> StateDict:
             return {
                 "epoch": epoch,
-                "trained": [p.detach() for p in trained],
+                "trained": trained,
                 "optimiser": optimiser.state_dict(),
                 "best": best,
                 "best_params": best_params,
@@ -204,22 +203,21 @@ class GaussianEnsemble:
         while bool(active.any()) and (self.max_epochs is None or epoch < self.max_epochs):
             train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained)
             epoch += 1
-            with torch.no_grad():
-                holdout = self._holdout_error(held_out)
-                if not bool(torch.isfinite(train_loss).all()):
-                    raise FloatingPointError(
-                        f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values "
-                        "with `mbrl inspect`, or lower dynamics.learning_rate"
-                    )
-                better = ((best - holdout) / best > self.improvement) & active.unsqueeze(-1)
-                best = torch.where(better, holdout, best)
-                for kept, now in zip(best_params, self.params, strict=True):
-                    kept.copy_(torch.where(better[..., None, None], now, kept))
-                # The published code does not roll the bounds back with the snapshots; a stopped seed's bounds rest.
-                for rest, bound in zip(final_bounds, (self.max_logvar, self.min_logvar), strict=True):
-                    rest.copy_(torch.where(active[:, None, None, None], bound, rest))
-                stale = torch.where(better.any(-1), torch.zeros_like(stale), stale + 1)
-                active = active & (stale < self.patience)
+            holdout = self._holdout_error(held_out)
+            if not bool(torch.isfinite(train_loss).all()):
+                raise FloatingPointError(
+                    f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values "
+                    "with `mbrl inspect`, or lower dynamics.learning_rate"
+                )
+            better = ((best - holdout) / best > self.improvement) & active.unsqueeze(-1)
+            best = torch.where(better, holdout, best)
+            for kept, now in zip(best_params, self.params, strict=True):
+                kept.copy_(torch.where(better[..., None, None], now, kept))
+            # The published code does not roll the bounds back with the snapshots; a stopped seed's bounds rest.
+            for rest, bound in zip(final_bounds, (self.max_logvar, self.min_logvar), strict=True):
+                rest.copy_(torch.where(active[:, None, None, None], bound, rest))
+            stale = torch.where(better.any(-1), torch.zeros_like(stale), stale + 1)
+            active = active & (stale < self.patience)
             if on_epoch is not None:
                 on_epoch(FitReport(epoch, holdout, best, active, train_loss, state))
 
@@ -271,18 +269,36 @@ class GaussianEnsemble:
         total = torch.zeros(len(self.seeds), device=self.device)
         for i in range(steps):
             index = order[..., i * batch : (i + 1) * batch]
-            x, y = self._inputs_and_targets(table.index_select(0, index.reshape(-1)).view(*index.shape, -1))
-            mean, raw_logvar = mlp(self.params, x, F.silu).chunk(2, -1)
-            logvar = soft_clamp(raw_logvar, self.min_logvar, self.max_logvar)
-            likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((-2, -1)).sum(-1)  # (S,)
-            bounds = (self.max_logvar - self.min_logvar).sum()
-            grads = torch.autograd.grad(likelihood.sum() + self.logvar_weight * bounds, trained)
-            with torch.no_grad():
-                for layer, decay in enumerate(self.weight_decay):
-                    grads[2 * layer].add_(self.params[2 * layer], alpha=decay)
-                total += likelihood.detach()
-            optimiser.step(grads)
+            total += self._step(table, index, optimiser, trained)
         return total / (steps * self.members)
+
+    def _step(self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor]) -> Tensor:
+        """One update of all members on rows index (S, E, B); returns the negative log-likelihood (S,), summed over E."""
+        x, y = self._inputs_and_targets(table.index_select(0, index.flatten()).view(*index.shape, -1))
+        grads, likelihood = gradients(lambda params: self.loss(params, x, y), trained)
+        # The gradient of weight_decay/2 ||W||^2, added here because it needs no graph.
+        decayed = [
+            grad.add(trained[i], alpha=self.weight_decay[i // 2]) if i % 2 == 0 and i < len(self.params) else grad
+            for i, grad in enumerate(grads)
+        ]
+        optimiser.step(decayed)
+        return likelihood
+
+    def loss(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gaussian negative log-likelihood (up to a constant) of normalised inputs x and targets y (S, E, B, .).
+
+        Args:
+            trained: the layers, then the upper and the lower bound of the log-variance.
+
+        Returns:
+            The sum over seeds and members of the mean over rows and dimensions, plus the bounds' term; and the first
+            part for each seed (S,).
+        """
+        *layers, max_logvar, min_logvar = trained
+        mean, raw_logvar = mlp(layers, x, F.silu).chunk(2, -1)
+        logvar = soft_clamp(raw_logvar, min_logvar, max_logvar)
+        likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((-2, -1)).sum(-1)
+        return likelihood.sum() + self.logvar_weight * (max_logvar - min_logvar).sum(), likelihood
 
     def _holdout_error(self, held_out: Tensor) -> Tensor:
         """(S, E) mean squared error of the predicted mean, without the variance."""
@@ -298,7 +314,7 @@ class GaussianEnsemble:
 
     def state_dict(self) -> StateDict:
         """One entry per tensor, leading axis seeds, so that one seed's model can be cut out (see the store)."""
-        return {name: tensor.detach() for name, tensor in self._tensors().items()}
+        return self._tensors()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place; `ValueError` if a shape does not fit."""

@@ -69,7 +69,7 @@ def fit_or_load(
     if own is not None:
         model.load_state_dict(own)
         return "run"
-    unfinished = load_latest(scratch / "unfinished")
+    unfinished = _load(scratch / "unfinished")
     if unfinished is None:
         states = [_load(root / key / f"seed_{seed}") for seed in model.seeds]
         found = [state for state in states if state is not None]
@@ -91,7 +91,7 @@ def fit_or_load(
         if stop:
             raise FitInterrupted(f"stopped after epoch {report.epoch} of fitting; the state is saved")
 
-    model.fit(data, on_epoch=after_epoch, resume=None if unfinished is None else unfinished[1])
+    model.fit(data, on_epoch=after_epoch, resume=unfinished)
     state = model.state_dict()
     save_checkpoint(scratch / "model", 0, state, keep=1)
     for i, seed in enumerate(model.seeds):
@@ -107,7 +107,7 @@ class FitInterrupted(Exception):
 
 
 def _load(folder: Path) -> StateDict | None:
-    """A stored model; None if there is none or it is damaged (it is then made again)."""
+    """A stored model or unfinished fit; None if there is none or it is damaged (it is then made again)."""
     try:
         found = load_latest(folder)
     except CheckpointError:

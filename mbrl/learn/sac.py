@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mbrl.capture import gradients
 from mbrl.learn.backups import minimum
 from mbrl.learn.encoders import Identity
-from mbrl.nets import gaussian_policy, generator, init_mlp, q_values, squash
+from mbrl.nets import Params, gaussian_policy, generator, init_mlp, q_values, squash
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Backup, Batch, Encoder, Metrics, Regulariser, StateDict, TargetPenalty
 
@@ -81,13 +82,10 @@ class SAC:
         z = self.encoder.size(obs_dim)
         actor_sources = [generator(seed, "learner", "actor") for seed in seeds]
         critic_sources = [generator(seed, "learner", "critics") for seed in seeds]
-        self.actor = [p.to(device).requires_grad_() for p in init_mlp([z, *hidden, 2 * action_dim], actor_sources)]
-        self.critics = [
-            p.to(device).requires_grad_() for p in init_mlp([z + action_dim, *hidden, 1], critic_sources, (critics,))
-        ]
-        self.target_critics = [p.detach().clone() for p in self.critics]
+        self.actor = [p.to(device) for p in init_mlp([z, *hidden, 2 * action_dim], actor_sources)]
+        self.critics = [p.to(device) for p in init_mlp([z + action_dim, *hidden, 1], critic_sources, (critics,))]
+        self.target_critics = [p.clone() for p in self.critics]
         self.log_temperature = torch.full((len(self.seeds),), math.log(initial_temperature), device=device)
-        self.log_temperature.requires_grad_()
         self.actor_optimiser = Adam(self.actor, actor_learning_rate)
         self.critic_optimiser = Adam(self.critics, critic_learning_rate)
         self.temperature_optimiser = Adam([self.log_temperature], temperature_learning_rate)
@@ -107,30 +105,32 @@ class SAC:
         z = self.encoder(batch.transition.obs)
 
         target = self.target(batch, there.reshape(shape), extra)
-        critic_loss, q = self.critic_loss(z, batch.transition.action, target)
-        self.critic_optimiser.step(torch.autograd.grad(critic_loss.sum(), self.critics))
+        grads, (critic_loss, q) = gradients(
+            lambda critics: self.critic_loss(critics, z, batch.transition.action, target), self.critics
+        )
+        self.critic_optimiser.step(grads)
 
-        actor_loss, log_density = self.actor_loss(z, here.reshape(shape))
+        grads, (actor_loss, log_density) = gradients(
+            lambda actor: self.actor_loss(actor, z, here.reshape(shape)), self.actor
+        )
         scale = 0.5 * (1.0 + torch.cos(math.pi * progress)) if self.cosine_actor else None
-        self.actor_optimiser.step(torch.autograd.grad(actor_loss.sum(), self.actor), scale)
+        self.actor_optimiser.step(grads, scale)
 
         # d/d log(alpha) of  -log(alpha) (log pi + target entropy),  written out.
         self.temperature_optimiser.step([-(log_density.mean(-1) + self.target_entropy)])
-        with torch.no_grad():
-            self.log_temperature.clamp_(max=self.max_log_temperature)
-            torch._foreach_lerp_(self.target_critics, [p.detach() for p in self.critics], self.target_rate)
+        self.log_temperature.clamp_(max=self.max_log_temperature)
+        torch._foreach_lerp_(self.target_critics, self.critics, self.target_rate)
 
         return {
-            "critic_loss": critic_loss.detach(),
-            "actor_loss": actor_loss.detach(),
-            "temperature": self.log_temperature.detach().exp(),
+            "critic_loss": critic_loss,
+            "actor_loss": actor_loss,
+            "temperature": self.log_temperature.exp(),
             "entropy": -log_density.mean(-1),
             "q": q.mean((-2, -1)),
             "q_spread": (q.amax(-2) - q.amin(-2)).mean(-1),
             "target": target.mean(-1),
         }
 
-    @torch.no_grad()
     def target(self, batch: Batch, noise: Tensor, extra: Tensor) -> Tensor:
         """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty."""
         step = batch.transition
@@ -144,21 +144,25 @@ class SAC:
             target = target - self.target_penalty(batch, self.target_q, self.sample, extra)
         return target
 
-    def critic_loss(self, z: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error, mean over rows, summed over critics, plus regularisers (S,); and the values (S, E, B)."""
-        q = q_values(self.critics, z, action)
+    def critic_loss(
+        self, critics: Params, z: Tensor, action: Tensor, target: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Squared error, mean over rows, summed over critics and seeds, plus regularisers.
+
+        Returns the sum over seeds, the loss of each seed (S,) and the values (S, E, B).
+        """
+        q = q_values(critics, z, action)
         loss = (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
         for term in self.regularisers:
-            loss = loss + term(lambda z, action: q_values(self.critics, z, action), z, action)
-        return loss, q.detach()
+            loss = loss + term(lambda z, action: q_values(critics, z, action), z, action)
+        return loss.sum(), (loss, q)
 
-    def actor_loss(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """mean of alpha log pi - min Q (S,), and log pi (S, B) without gradient."""
-        action, log_density = squash(*gaussian_policy(self.actor, z), noise)
-        # Detached critics: their weight gradients would be computed and thrown away otherwise.
-        q = q_values([p.detach() for p in self.critics], z, action).amin(-2)
-        temperature = self.log_temperature.detach().exp().unsqueeze(-1)
-        return (temperature * log_density - q).mean(-1), log_density.detach()
+    def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Mean of alpha log pi - min Q: the sum over seeds, the loss of each seed (S,) and log pi (S, B)."""
+        action, log_density = squash(*gaussian_policy(actor, z), noise)
+        q = q_values(self.critics, z, action).amin(-2)
+        loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
+        return loss.sum(), (loss, log_density)
 
     def target_q(self, z: Tensor, action: Tensor) -> Tensor:
         """Target critics: z (S, B, Z), action (S, B, A) -> (S, E, B)."""
@@ -166,16 +170,13 @@ class SAC:
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Critics without gradient: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
-        with torch.no_grad():
-            return q_values(self.critics, self.encoder(obs), action)
+        return q_values(self.critics, self.encoder(obs), action)
 
-    @torch.no_grad()
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """An action of the stochastic policy: obs (S, N, O), noise (S, N, A) -> (S, N, A)."""
         mean, log_std = gaussian_policy(self.actor, self.encoder(obs))
         return torch.tanh(mean + log_std.exp() * noise)
 
-    @torch.no_grad()
     def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None) -> Tensor:
         """The deterministic action tanh(mean), or a sample from `noise` (S, N, A)."""
         if mode == "sample":
@@ -201,8 +202,7 @@ class SAC:
 
     def state_dict(self) -> StateDict:
         """Networks, temperature, targets, moments."""
-        tensors: StateDict = {name: [p.detach() for p in params] for name, params in self._lists().items()}
-        return tensors | {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
+        return {**self._lists()} | {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place; `ValueError` if a shape does not fit."""
