@@ -1,0 +1,348 @@
+"""A run that is killed at any moment and resumed ends bitwise where an undisturbed one ends.
+
+Processes are frozen (SIGSTOP), looked at, and killed only if they are where the test wants them: inside a fit, inside a
+checkpoint write, inside an evaluation. They are forked from a server that has imported everything, which makes them
+cheap; the tests of SIGTERM and SIGINT start the command itself.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+from mbrl.cli import main
+from mbrl.data.builtin import pendulum_log
+
+UPDATES, EVALUATE_EVERY = 600, 100
+EPOCHS = 12
+TINY = [
+    "env=test_resume:WatchedPendulum",
+    "horizon=100",
+    f"updates={UPDATES}",
+    "batch_size=64",
+    "log_every=50",
+    f"eval.every={EVALUATE_EVERY}",
+    "eval.episodes=2",
+    "learner.hidden=[32,32]",
+    "dynamics.hidden=[32,32]",
+    "dynamics.members=3",
+    "dynamics.elites=2",
+    f"dynamics.max_epochs={EPOCHS}",
+    "dynamics.patience=100",
+    "rollout.lanes=200",
+    "rollout.length=2",
+    "rollout.every=100",
+    "rollout.retain=2",
+]
+FREQUENT = "checkpoint_seconds=0.05"
+MARK = "evaluating"  # a file in the run directory, there in the middle of an evaluation
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="freezes and kills processes by POSIX signals")
+
+
+class WatchedPendulum(PendulumEnv):  # type: ignore[misc]
+    """Pendulum-v1 that says when an episode is between its steps 30 and 60."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        if folder := os.environ.get("MBRL_TEST_RUN"):
+            if self.steps == 30:
+                (Path(folder) / MARK).touch()
+            if self.steps == 60:
+                (Path(folder) / MARK).unlink(missing_ok=True)
+        return super().step(action)
+
+
+class Reference:
+    """An undisturbed run, and what every disturbed one must equal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "log.npz"
+        log = pendulum_log(controlled=True)
+        np.savez(self.data, **{k: v[:2000] if v.ndim else v for k, v in log.items()})  # type: ignore[arg-type]
+        self.path = folder / "undisturbed"
+        self.store = folder / "store"
+        started = time.monotonic()
+        assert main(self.words(self.path, self.store, "checkpoint_seconds=1000")) == 0
+        self.seconds = time.monotonic() - started
+
+    def words(self, path: Path, store: Path, *more: str) -> list[str]:
+        return ["train", f"dataset={self.data}", *TINY, f"run_dir={path}", f"store={store}", *more]
+
+    def assert_equal(self, path: Path) -> None:
+        policy, expected_policy = ((p / "policy.pt").read_bytes() for p in (path, self.path))
+        assert policy == expected_policy
+        rows, expected_rows = (without_time(p) for p in (path, self.path))
+        assert [row["update"] for row in rows] == list(range(50, UPDATES + 1, 50))
+        assert rows == expected_rows
+        with np.load(path / "returns.npz") as returns, np.load(self.path / "returns.npz") as expected:
+            assert set(returns) == set(expected)
+            for name in expected:
+                np.testing.assert_array_equal(returns[name], expected[name])
+        timed = ("updates_per_second", "wall_seconds")
+        summary, expected_summary = (json.loads((p / "summary.json").read_text()) for p in (path, self.path))
+        assert {k: v for k, v in summary.items() if k not in timed} == {
+            k: v for k, v in expected_summary.items() if k not in timed
+        }
+        assert meta(path)["status"] == "finished"
+        assert len((path / "metrics.csv").read_text().splitlines()) == len(rows) + 1
+
+
+def without_time(path: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def meta(path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((path / "meta.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(tmp_path_factory.mktemp("reference"))
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def child(words: list[str], output: str) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    run_dir = next(word.partition("=")[2] for word in words if word.startswith(("run_dir=", "resume=")))
+    os.environ["MBRL_TEST_RUN"] = run_dir
+    sys.exit(main(words))
+
+
+def start(words: list[str], output: Path) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mbrl.cli", "mbrl.plots"])
+    process = context.Process(target=child, args=(words, str(output)))
+    process.start()
+    return process
+
+
+def kill_when(process: BaseProcess, here: Callable[[], bool]) -> None:
+    """Kill at a moment at which `here()` holds: it is asked again while the process stands still."""
+    pid = process.pid
+    assert pid is not None
+    deadline = time.monotonic() + 60
+    while process.is_alive() and time.monotonic() < deadline:
+        if not here():
+            time.sleep(0.0005)
+            continue
+        os.kill(pid, signal.SIGSTOP)
+        wait_until_stopped(pid)
+        if here():
+            os.kill(pid, signal.SIGKILL)
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            return
+        os.kill(pid, signal.SIGCONT)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    pytest.fail(f"the moment never came (process {'still alive' if alive else f'ended with {process.exitcode}'})")
+
+
+def wait_until_stopped(pid: int) -> None:
+    """SIGSTOP takes effect a moment after it is sent."""
+    status = Path(f"/proc/{pid}/stat")
+    for _ in range(1000):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "TtZX":
+            return
+        time.sleep(0.0005)
+
+
+# -- moments -----------------------------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> int:
+    """Step of the newest checkpoint, -1 if there is none."""
+    return max((int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")), default=-1)
+
+
+def inside_fit(path: Path, epoch: int) -> bool:
+    return epoch <= newest(path / "dynamics" / "unfinished") < EPOCHS and not (path / "dynamics" / "model").exists()
+
+
+def inside_write(folder: Path, after: int) -> bool:
+    """A checkpoint is half written."""
+    return newest(folder) >= after and any(folder.glob(".step_*.tmp"))
+
+
+def after_update(path: Path, update: int) -> bool:
+    return newest(path / "checkpoints") >= update
+
+
+def inside_evaluation(path: Path, after: int) -> bool:
+    return after_update(path, after) and (path / MARK).exists()
+
+
+def at_the_end(path: Path) -> bool:
+    """All updates are done and saved; policy, summary or curve are not."""
+    return newest(path / "checkpoints") == UPDATES and not (path / "summary.json").exists()
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "mid-fit": lambda path: inside_fit(path, 6),
+    "write-of-an-epoch": lambda path: inside_write(path / "dynamics" / "unfinished", 2),
+    "fit-done": lambda path: newest(path / "dynamics" / "model") == 0 and newest(path / "checkpoints") < 0,
+    "first-checkpoint-half-written": lambda path: inside_write(path / "checkpoints", -1),
+    "later-checkpoint-half-written": lambda path: inside_write(path / "checkpoints", 250),
+    "evaluation": lambda path: inside_evaluation(path, 250),
+    "all-updates-done": lambda path: newest(path / "checkpoints") == UPDATES and not (path / "summary.json").exists(),
+} | {f"update-{u}": (lambda path, u=u: after_update(path, u)) for u in random.Random(0).sample(range(20, 580), 3)}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "run"
+    in_fit = moment in list(MOMENTS)[:3]
+    store = tmp_path / "store" if in_fit else reference.store  # an empty store makes it fit
+    process = start(reference.words(path, store, FREQUENT), tmp_path / "output")
+    kill_when(process, lambda: MOMENTS[moment](path))
+    assert meta(path)["status"] == "running"
+
+    assert main(["train", f"resume={path}"]) == 0
+    reference.assert_equal(path)
+    assert meta(path)["resumed"] == 1
+
+
+def test_killed_again_and_again(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    words = reference.words(path, tmp_path / "store", FREQUENT)
+    moments = [lambda: inside_fit(path, 2), lambda: inside_fit(path, 7)]
+    # That of 181 comes as soon as the process lives: it is killed while it starts.
+    moments += [lambda u=u: after_update(path, u) for u in (1, 180, 181, 420)]  # type: ignore[misc]
+    for here in moments:
+        kill_when(start(words, tmp_path / "output"), here)
+        words = ["train", f"resume={path}", FREQUENT]
+    assert main(words) == 0
+    reference.assert_equal(path)
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_one_before(
+    reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    process = start(reference.words(path, reference.store, FREQUENT), tmp_path / "output")
+    kill_when(process, lambda: len(list((path / "checkpoints").glob("step_*.pt"))) >= 2 and after_update(path, 300))
+    before, last = sorted((path / "checkpoints").glob("step_*.pt"))[-2:]
+    flip_bits(last)
+
+    assert main(["train", f"resume={path}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert last.name in said
+    assert "checksum" in said
+    assert f"resumed at update {int(before.stem.removeprefix('step_')):,}" in said
+    reference.assert_equal(path)
+
+
+def test_damaged_state_of_an_unfinished_fit_is_fitted_anew(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    kill_when(
+        start(reference.words(path, tmp_path / "store", FREQUENT), tmp_path / "output"), lambda: inside_fit(path, 3)
+    )
+    for state in (path / "dynamics" / "unfinished").glob("step_*.pt"):
+        flip_bits(state)
+    assert main(["train", f"resume={path}"]) == 0
+    reference.assert_equal(path)
+
+
+def test_all_checkpoints_damaged_is_said_and_nothing_is_lost(
+    reference: Reference, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    process = start(reference.words(path, reference.store, FREQUENT), tmp_path / "output")
+    kill_when(process, lambda: after_update(path, 120))
+    for checkpoint in (path / "checkpoints").glob("step_*.pt"):
+        flip_bits(checkpoint)
+    rows = (path / "metrics.jsonl").read_text()
+    assert main(["train", f"resume={path}"]) == 1
+    error = capsys.readouterr().err
+    assert "none of the checkpoints is whole" in error
+    assert "Traceback" not in error
+    assert (path / "metrics.jsonl").read_text() == rows
+
+
+def test_resuming_a_finished_run_changes_no_number(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main(reference.words(path, reference.store, "checkpoint_seconds=1000")) == 0
+    reference.assert_equal(path)
+    assert main(["train", f"resume={path}"]) == 0
+    reference.assert_equal(path)
+
+
+def flip_bits(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def command(words: list[str]) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "mbrl.cli", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_path: Path) -> None:
+    moments: dict[str, tuple[signal.Signals, Callable[[Path], bool]]] = {
+        "term-in-fit": (signal.SIGTERM, lambda path: inside_fit(path, 1)),
+        "term": (signal.SIGTERM, lambda path: after_update(path, 60)),
+        "int": (signal.SIGINT, lambda path: after_update(path, 60)),
+    }
+    processes = {}
+    for name in moments:
+        store = tmp_path / "store" if "fit" in name else reference.store
+        processes[name] = command(reference.words(tmp_path / name, store, FREQUENT))
+    waiting = dict(moments)
+    deadline = time.monotonic() + 60
+    while waiting and time.monotonic() < deadline:
+        for name, (number, here) in list(waiting.items()):
+            if here(tmp_path / name):
+                processes[name].send_signal(number)
+                del waiting[name]
+        time.sleep(0.001)
+    for name, process in processes.items():
+        path = tmp_path / name
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert f"mbrl train resume={path}" in output
+        assert "Traceback" not in output
+        assert meta(path)["status"] == "interrupted"
+        summary = json.loads((path / "summary.json").read_text())
+        assert summary["status"] == "interrupted"
+        assert summary["updates"] < UPDATES
+        if name == "term-in-fit":
+            assert summary["updates"] == 0
+            assert 1 <= newest(path / "dynamics" / "unfinished") < EPOCHS
+        assert main(["train", f"resume={path}"]) == 0
+        reference.assert_equal(path)
