@@ -324,7 +324,7 @@ class Run:
                 evaluate=lambda step: self.evaluate(training, step),
                 save=self.save,
                 should_stop=lambda: stop.requested,
-                compile=cfg.compile,
+                compile=self.cfg.compile,
             )
             self.restore(training)
             self.evaluator = self.make_evaluator()
