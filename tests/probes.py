@@ -1,0 +1,112 @@
+"""Tiny problems whose values are known in closed form, and a toy model whose rollouts can be computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbrl.learn.sac import SAC
+from mbrl.nets import generator, randn
+from mbrl.types import Batch, Prediction, Transition
+
+
+def transitions(
+    obs: Sequence[float] | Tensor,
+    action: Sequence[float] | Tensor,
+    reward: Sequence[float] | Tensor,
+    next_obs: Sequence[float] | Tensor,
+    terminal: Sequence[bool] | Tensor,
+) -> Transition:
+    """Real rows of a problem with one observation and one action dimension, from columns of length N."""
+    column = lambda x: torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1)  # noqa: E731
+    end = torch.as_tensor(terminal)
+    return Transition(
+        column(obs), column(action), column(reward)[:, 0], column(next_obs), end, torch.ones_like(end, dtype=torch.bool)
+    )
+
+
+def random_data(rows: int, obs_dim: int = 3, action_dim: int = 2, seed: int = 0) -> Transition:
+    """Rows of a smooth system with a little noise, no terminals: for tests that need any dataset at all."""
+    source = generator("probes", seed)
+    obs = torch.randn(rows, obs_dim, generator=source)
+    action = torch.rand(rows, action_dim, generator=source) * 2 - 1
+    change = 0.1 * torch.tanh(obs) + 0.2 * action.sum(-1, keepdim=True)
+    next_obs = obs + change + 0.05 * torch.randn(rows, obs_dim, generator=source)
+    reward = obs[:, 0] - 0.1 * action.square().sum(-1)
+    never = torch.zeros(rows, dtype=torch.bool)
+    return Transition(obs, action, reward, next_obs, never, ~never)
+
+
+# -- problems with known values ----------------------------------------------------------------------------------------
+
+
+def constant_value() -> Transition:
+    """One state, one step, reward 1: Q = 1."""
+    return transitions([0.0], [0.0], [1.0], [0.0], [True])
+
+
+def observed_value() -> Transition:
+    """The one step's reward is the observation, -1 or 1: Q(s) = s."""
+    return transitions([-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0], [0.0, 0.0], [True, True])
+
+
+def two_steps() -> Transition:
+    """State 0 leads to state 1 for nothing, state 1 ends with reward 1: Q(1) = 1, Q(0) = discount."""
+    return transitions([0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [False, True])
+
+
+def endless() -> Transition:
+    """One state that leads to itself with reward 1, and never ends: Q = 1 / (1 - discount), though rows run out."""
+    return transitions([0.0], [0.0], [1.0], [0.0], [False])
+
+
+def better_action(best: float = 0.5, rows: int = 256) -> Transition:
+    """One state, one step, reward -(a - best)^2 for actions all over [-1, 1]: the best action is `best`, Q(a) known."""
+    action = torch.linspace(-1, 1, rows)
+    flat = torch.zeros(rows)
+    return transitions(flat, action, -(action - best).square(), flat, torch.ones(rows, dtype=torch.bool))
+
+
+def repeat(data: Transition, rows: int, seeds: int) -> Transition:
+    """The rows of `data` over and over, (S, rows, .)."""
+    index = torch.arange(rows) % data.reward.shape[0]
+    return Transition(*(x[index].expand(seeds, *x[index].shape).clone() for x in data))
+
+
+def train(learner: SAC, data: Transition, updates: int, *, rows: int | None = None, key: str = "probe") -> None:
+    """Update on all of a probe's rows at once (or `rows`, by repetition), with noise of the probe's own."""
+    seeds = learner.seeds
+    batch = Batch(repeat(data, rows or max(32, data.reward.shape[0]), len(seeds)), 0)
+    size = batch.transition.reward.shape[-1]
+    sources = [generator(seed, key) for seed in seeds]
+    for i in range(updates):
+        learner.update(batch, randn((learner.noise_size(size),), sources), torch.tensor(i / updates))
+
+
+def value(learner: SAC, obs: float, action: float = 0.0) -> Tensor:
+    """Critics' values (S, E) of one observation and action."""
+    count = len(learner.seeds)
+    return learner.q(torch.full((count, 1, 1), obs), torch.full((count, 1, 1), action))[..., 0]
+
+
+# -- a model for rollouts that can be computed by hand -----------------------------------------------------------------
+
+
+@dataclass
+class Counter:
+    """A toy model: member e predicts next_obs = obs + action + e and reward = first observation, with std `noise`."""
+
+    elites: Tensor
+    members: int = 1
+    action_dim: int = 1
+    noise: float = 0.0
+
+    def predict(self, obs: Tensor, action: Tensor) -> Prediction:
+        """obs (S, N, 1), action (S, N, 1) -> mean, std (S, E, N, 2)."""
+        step = torch.arange(float(self.members)).view(-1, 1, 1)
+        next_obs = (obs + action).unsqueeze(-3) + step
+        mean = torch.cat([next_obs, obs[..., :1].unsqueeze(-3).expand_as(next_obs)], -1)
+        return Prediction(mean, torch.full_like(mean, self.noise))

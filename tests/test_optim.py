@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from mbrl.optim import Adam, copy_tensors
+
+
+def test_fifty_steps_equal_torch_adam() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(2, 3, 4, 5), torch.randn(2, 1), torch.randn(7)]
+    ours, theirs = [p.clone() for p in start], [p.clone().requires_grad_() for p in start]
+    optimiser, reference = Adam(ours, 3e-3), torch.optim.Adam(theirs, lr=3e-3)
+    for i in range(50):
+        grads = [torch.randn_like(p) * 10 ** (i % 5 - 3) for p in ours]
+        optimiser.step(grads)
+        for p, grad in zip(theirs, grads, strict=True):
+            p.grad = grad.clone()
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_stacked_parameters_step_as_if_alone() -> None:
+    together, alone = torch.randn(3, 4), torch.empty(4)
+    alone.copy_(together[1])
+    stacked, single = Adam([together], 1e-2), Adam([alone], 1e-2)
+    for _ in range(20):
+        grad = torch.randn(3, 4)
+        stacked.step([grad])
+        single.step([grad[1]])
+    assert torch.equal(together[1], alone)
+
+
+def test_first_step_has_the_size_of_the_learning_rate_times_scale() -> None:
+    param = torch.zeros(3)
+    Adam([param], 0.1).step([torch.tensor([5.0, -1e-3, 2.0])], torch.tensor(0.25))
+    torch.testing.assert_close(param, torch.tensor([-0.025, 0.025, -0.025]), rtol=1e-4, atol=0)
+
+
+def test_scale_zero_leaves_the_parameters_alone_but_not_the_moments() -> None:
+    param = torch.ones(2)
+    optimiser = Adam([param], 0.1)
+    optimiser.step([torch.ones(2)], torch.tensor(0.0))
+    assert param.tolist() == [1.0, 1.0]
+    assert optimiser.first[0].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_state_round_trip_is_bitwise() -> None:
+    grads = [torch.randn(4, 3) for _ in range(20)]
+    straight = torch.zeros(4, 3)
+    optimiser = Adam([straight], 1e-2)
+    for grad in grads[:10]:
+        optimiser.step([grad])
+    saved, param = copy.deepcopy(optimiser.state_dict()), straight.clone()
+    resumed = Adam([param], 1e-2)
+    resumed.load_state_dict(saved)
+    for grad in grads[10:]:
+        optimiser.step([grad])
+        resumed.step([grad])
+    assert torch.equal(param, straight)
+
+
+def test_copying_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="expected 2 tensors, the saved state has 1"):
+        copy_tensors([torch.zeros(2), torch.zeros(1)], [torch.zeros(2)])
+    with pytest.raises(ValueError, match=r"tensor 1 has shape \(3,\) in the saved state, expected \(1,\)"):
+        copy_tensors([torch.zeros(2), torch.zeros(1)], [torch.zeros(2), torch.zeros(3)])
