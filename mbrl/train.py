@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mbrl.capture import Mode, capture, choose
 from mbrl.data.ring import ReplayTable
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.imagine import Imagination
-from mbrl.types import Logger, StateDict
+from mbrl.types import Logger, Metrics, StateDict
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,22 @@ class Draws:
     checkpoint needs no generator state.
     """
 
-    BLOCK = 50
+    BLOCK = 40  # a multiple of the updates in one call
 
     def __init__(self, seeds: Sequence[int], batch_size: int, noise_size: int, device: torch.device | str) -> None:
         self.seeds, self.batch_size, self.noise_size, self.device = tuple(seeds), batch_size, noise_size, device
         self._block = -1
         self._uniform = self._noise = torch.empty(0)
 
-    def __call__(self, update: int) -> tuple[Tensor, Tensor]:
-        """Uniform (S, B) float64 and standard normal (S, noise_size) numbers of an update."""
+    def __call__(self, update: int, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Numbers of `count` updates: uniform (S, count, B) float64 and standard normal (S, count, noise_size)."""
         block, row = divmod(update, self.BLOCK)
         if block != self._block:
             sources = [generator(seed, "updates", block, device=self.device) for seed in self.seeds]
             self._uniform = rand((self.BLOCK, self.batch_size), sources, dtype=torch.float64)
             self._noise = randn((self.BLOCK, self.noise_size), sources)
             self._block = block
-        return self._uniform[:, row], self._noise[:, row]
+        return self._uniform[:, row : row + count], self._noise[:, row : row + count]
 
 
 class TrainingDiverged(RuntimeError):
@@ -101,6 +102,7 @@ class OfflineTraining:
         save: called with the state of the run.
         should_stop: asked after every update; a stop is saved like a checkpoint.
         progress: told about every log interval.
+        compile: how updates run, see `mbrl.capture.choose`.
         step: updates done.
     """
 
@@ -113,7 +115,12 @@ class OfflineTraining:
     save: Callable[[int, StateDict], None]
     should_stop: Callable[[], bool] = lambda: False
     progress: Progress | None = None
+    compile: Mode = "auto"
     step: int = 0
+
+    def __post_init__(self) -> None:
+        # The count of updates as the captured unit sees it: on the device, so that a replayed graph can advance it.
+        self._done = torch.zeros((), device=self.table.rows.device)
 
     def run(self) -> bool:
         """Train; True if the run is complete, False if it was asked to stop and has saved.
@@ -124,19 +131,21 @@ class OfflineTraining:
         plan, learner = self.schedule, self.learner
         device = self.table.rows.device
         draws = Draws(learner.seeds, plan.batch_size, learner.noise_size(plan.batch_size), device)
-        real_rows = int(plan.batch_size * plan.real_ratio)
-        progress = torch.zeros((), device=device)
+        choice = choose(self.compile, device, plan.updates, (plan.rollout_every, plan.log_every, plan.evaluate_every))
+        captured = capture(self.updates, choice.mode)
+        self._done.fill_(self.step)
         last_save = time.monotonic()
         reported = self.step
 
         while self.step < plan.updates:
             if self.step % plan.rollout_every == 0:
                 self.imagine()
-            uniform, noise = draws(self.step)
-            batch = self.table.sample(uniform, real_rows)
-            progress.fill_(self.step / plan.updates)
-            self.logger.add(learner.update(batch, noise, progress), "learner")
-            self.step += 1
+            if self.step % choice.steps:  # a resumed run that had other settings: back to a whole call
+                count, run = 1, self.updates
+            else:
+                count, run = choice.steps, captured
+            self.logger.add(run(*draws(self.step, count)), "learner")
+            self.step += count
 
             finished = self.step == plan.updates
             if finished or self.step % plan.evaluate_every == 0 or self.step % plan.log_every == 0:
@@ -152,6 +161,21 @@ class OfflineTraining:
                 if not finished and self.should_stop():
                     return False
         return True
+
+    def updates(self, uniform: Tensor, noise: Tensor) -> Metrics:
+        """The captured unit: as many updates as uniform (S, count, B) and noise (S, count, n) have numbers for.
+
+        Returns the mean of the updates' metrics.
+        """
+        total: Metrics = {}
+        count = uniform.shape[1]
+        real_rows = int(self.schedule.batch_size * self.schedule.real_ratio)
+        for i in range(count):
+            batch = self.table.sample(uniform[:, i], real_rows)
+            metrics = self.learner.update(batch, noise[:, i], self._done / self.schedule.updates)
+            self._done.add_(1)
+            total = {name: value + total[name] if total else value for name, value in metrics.items()}
+        return {name: value / count for name, value in total.items()} if count > 1 else total
 
     def imagine(self) -> None:
         """Fill the ring afresh; which states and what noise depends on (seed, step) alone."""

@@ -273,7 +273,7 @@ class GaussianEnsemble:
         return total / (steps * self.members)
 
     def _step(self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor]) -> Tensor:
-        """One update of all members on rows index (S, E, B); returns the negative log-likelihood (S,), summed over E."""
+        """One update of all members on rows index (S, E, B); returns the likelihood term of the loss (S,)."""
         x, y = self._inputs_and_targets(table.index_select(0, index.flatten()).view(*index.shape, -1))
         grads, likelihood = gradients(lambda params: self.loss(params, x, y), trained)
         # The gradient of weight_decay/2 ||W||^2, added here because it needs no graph.
