@@ -20,8 +20,6 @@ from mbrl.nets import Params, generator, init_mlp, mlp, normal_init
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Prediction, StateDict, Transition
 
-UNIMPROVED = 1e10  # the published starting value of the best holdout error
-
 
 @dataclass(frozen=True)
 class FitReport:
@@ -88,6 +86,11 @@ class GaussianEnsemble:
     ) -> None:
         if not 1 <= elites <= members:
             raise ValueError(f"dynamics.elites={elites} must lie between 1 and dynamics.members={members}")
+        if not (0 < holdout_fraction < 1 and holdout_max >= 1):
+            raise ValueError(
+                f"dynamics.holdout_fraction={holdout_fraction} must lie between 0 and 1, and "
+                f"dynamics.holdout_max={holdout_max} be at least 1: early stopping and elites need held-out rows"
+            )
         self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
         self.members, self.elite_count = members, elites
         self.learning_rate, self.batch_size = learning_rate, batch_size
@@ -174,7 +177,8 @@ class GaussianEnsemble:
 
         trained = [*self.params, self.max_logvar, self.min_logvar]
         optimiser = Adam(trained, self.learning_rate)
-        best = torch.full((len(self.seeds), self.members), UNIMPROVED, device=self.device)
+        # The published 1e10 would never be improved on with rewards of 1e6, and leave the initial weights in place.
+        best = torch.full((len(self.seeds), self.members), math.inf, device=self.device)
         best_params = [p.clone() for p in self.params]
         final_bounds = [self.max_logvar.clone(), self.min_logvar.clone()]
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
@@ -204,12 +208,12 @@ class GaussianEnsemble:
             train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained)
             epoch += 1
             holdout = self._holdout_error(held_out)
-            if not bool(torch.isfinite(train_loss).all()):
+            if not bool((torch.isfinite(train_loss) | ~active).all()):
                 raise FloatingPointError(
                     f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values "
                     "with `mbrl inspect`, or lower dynamics.learning_rate"
                 )
-            better = ((best - holdout) / best > self.improvement) & active.unsqueeze(-1)
+            better = (holdout < best * (1.0 - self.improvement)) & active.unsqueeze(-1)
             best = torch.where(better, holdout, best)
             for kept, now in zip(best_params, self.params, strict=True):
                 kept.copy_(torch.where(better[..., None, None], now, kept))
@@ -229,7 +233,7 @@ class GaussianEnsemble:
 
     def _split(self, rows: int) -> _Split:
         """Each seed's own holdout rows and each member's own bootstrap of the others."""
-        held = min(int(self.holdout_fraction * rows), self.holdout_max)
+        held = max(1, min(int(self.holdout_fraction * rows), self.holdout_max))
         train, holdout, bootstrap = [], [], []
         for seed in self.seeds:
             order = torch.randperm(rows, generator=generator(seed, "dynamics", "holdout"))
@@ -245,9 +249,11 @@ class GaussianEnsemble:
         width = self.obs_dim + self.action_dim
         for s in range(len(self.seeds)):
             inputs = table[:, :width].index_select(0, train[s])
-            std = inputs.std(0, correction=0)
-            self.input_mean[s] = inputs.mean(0)
-            self.input_std[s] = torch.where(std < 1e-12, torch.ones_like(std), std)
+            std, mean = torch.std_mean(inputs, 0, correction=0)
+            self.input_mean[s] = mean
+            # Also constant is a column that varies by rounding alone: divided by that, imagination would explode.
+            constant = std <= 1e-6 * mean.abs() + 1e-12
+            self.input_std[s] = torch.where(constant, torch.ones_like(std), std)
 
     def _inputs_and_targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         width = self.obs_dim + self.action_dim
