@@ -28,11 +28,12 @@ from mbrl.data.validate import DatasetError
 from mbrl.dynamics.ensemble import FitReport
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import EvaluationError, Evaluator
+from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rundir import RunDirectory, StopRequest, read_json
 from mbrl.train import OfflineTraining, TrainingDiverged
-from mbrl.types import StateDict
+from mbrl.types import Stateful, StateDict
 
 USER_ERRORS = (
     ConfigError,
@@ -130,6 +131,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # -- Hydra verbs -------------------------------------------------------------------------------------------------------
 
 
+def run_to_resume(verb: str, words: list[str]) -> Path | None:
+    """The run that `resume=` names; None for a new one.
+
+    Raises:
+        FileExistsError: `run_dir=` names a run that exists.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
+    if given.get("resume", "null") != "null":
+        return Path(given["resume"])
+    if "run_dir" in given and (Path(given["run_dir"]) / "meta.json").exists():
+        raise FileExistsError(
+            f"{given['run_dir']} already holds a run; go on with it by `mbrl {verb} resume={given['run_dir']}`, or "
+            "choose another run_dir"
+        )
+    return None
+
+
 def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Path], int], help_text: str) -> int:
     """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`."""
     if any(word in ("-h", "--help") for word in words):
@@ -174,14 +192,9 @@ def forget(path: Path) -> None:
 
 def train_verb(words: list[str]) -> int:
     """`mbrl train`: a new run, or `resume=`."""
-    given = dict(word.split("=", 1) for word in words if "=" in word and not word.startswith("-"))
-    if given.get("resume", "null") != "null":
-        return resume_run(Path(given["resume"]), [w for w in words if not w.startswith("resume=")])
-    if "run_dir" in given and (Path(given["run_dir"]) / "meta.json").exists():
-        raise FileExistsError(
-            f"{given['run_dir']} already holds a run; go on with it by `mbrl train resume={given['run_dir']}`, or "
-            "choose another run_dir"
-        )
+    begun = run_to_resume("train", words)
+    if begun is not None:
+        return resume_run(begun, [w for w in words if not w.startswith("resume=")])
     return hydra_verb("train", words, start_run, TRAIN_HELP)
 
 
@@ -191,10 +204,13 @@ def fit_verb(words: list[str]) -> int:
 
 
 def collect_verb(words: list[str]) -> int:
-    """`mbrl collect`: see `mbrl.data.collect`."""
-    from mbrl.data.collect import COLLECT_HELP, collect_run
+    """`mbrl collect`: a new collection, or `resume=`."""
+    from mbrl.cli_collect import COLLECT_HELP, resume_collection, start_collection
 
-    return hydra_verb("collect", words, collect_run, COLLECT_HELP)
+    begun = run_to_resume("collect", words)
+    if begun is not None:
+        return resume_collection(begun, [w for w in words if not w.startswith("resume=")])
+    return hydra_verb("collect", words, start_collection, COLLECT_HELP)
 
 
 def start_run(cfg: DictConfig, path: Path) -> int:
@@ -206,18 +222,7 @@ def start_run(cfg: DictConfig, path: Path) -> int:
 def resume_run(path: Path, words: list[str]) -> int:
     """Go on with a run; `words` may change keys of its configuration (e.g. `logger=wandb`)."""
     run = RunDirectory.open(path)
-    saved = path / "config.yaml"
-    if not saved.exists():
-        raise FileNotFoundError(f"{path} has no config.yaml: the run ended before it began; start it anew")
-    cfg = OmegaConf.load(saved)
-    assert isinstance(cfg, DictConfig)
-    known = list(compose.flat_keys(cfg))
-    for word in words:
-        key = word.split("=", 1)[0]
-        if key not in known:
-            raise ConfigError(f"resume: there is no key {key!r}{compose.hint(key, known)}")
-    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(words))
-    assert isinstance(cfg, DictConfig)
+    cfg = saved_config(path, words)
     compose.register_resolvers()
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != run.meta["dataset_hash"]:
@@ -226,6 +231,44 @@ def resume_run(path: Path, words: list[str]) -> int:
             f"was {run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
         )
     return Run(normalise(cfg), problem, path, begun=run).train()
+
+
+def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a run began with, changed by `words`.
+
+    Raises:
+        FileNotFoundError: the run has none.
+        ConfigError: a word names no key of it.
+    """
+    if not (path / "config.yaml").exists():
+        raise FileNotFoundError(f"{path} has no config.yaml: the run ended before it began; start it anew")
+    cfg = OmegaConf.load(path / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    known = list(compose.flat_keys(cfg))
+    for word in words:
+        key = word.split("=", 1)[0]
+        if key not in known:
+            raise ConfigError(f"resume: there is no key {key!r}{compose.hint(key, known)}")
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(words)))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def saved_policy(path: Path) -> tuple[SAC, dict[str, Any]]:
+    """The policy of a run that has ended, on the CPU, and what `policy.pt` says beside.
+
+    Raises:
+        FileNotFoundError: there is none yet.
+    """
+    cfg = saved_config(path)
+    if not (path / "policy.pt").exists():
+        raise FileNotFoundError(
+            f"{path} has no policy.pt: the run has not ended; finish it with `mbrl train resume={path}`"
+        )
+    saved = torch.load(path / "policy.pt", weights_only=True, map_location="cpu")
+    learner = compose.build_learner(cfg, saved["obs_dim"], saved["action_dim"], saved["seeds"], torch.device("cpu"))
+    learner.load_state_dict(saved["learner"])
+    return learner, saved
 
 
 def fit_run(cfg: DictConfig, path: Path) -> int:
@@ -273,6 +316,42 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
+    with StopRequest() as stop:
+        try:
+            yield stop
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            run.write_meta(status="failed", reason=reason)
+            logger.close("failed")
+            raise
+
+
+def save(run: RunDirectory, logger: RunLogger, step: int, state: StateDict) -> None:
+    """A checkpoint of the whole run."""
+    whole = {"training": state, "logger": logger.state_dict(), "run": run.state_dict()}
+    save_checkpoint(run.checkpoints, step, whole)
+
+
+def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: torch.device) -> bool:
+    """Go on from the last good checkpoint; False, and from the beginning, if there is none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = load_latest(run.checkpoints, map_location=device)
+    for warning in caught:
+        logger.console.print(f"note: {warning.message}", style="yellow", markup=False)
+    if found is None:
+        run.forget_evaluations()  # of a process that was killed before its first checkpoint
+        return False
+    state = found[1]
+    training.load_state_dict(state["training"])
+    logger.load_state_dict(state["logger"])
+    run.load_state_dict(state["run"])
+    return True
+
+
 class Run:
     """One training run: the parts, made from the configuration, and their lives.
 
@@ -312,7 +391,7 @@ class Run:
     def train(self) -> int:
         """Fit or load the model, train, evaluate, save; the exit status."""
         self.announce()
-        with self.endings() as stop:
+        with endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
                 return self.interrupted(0)
             training = OfflineTraining(
@@ -322,11 +401,12 @@ class Run:
                 schedule=self.schedule,
                 logger=self.logger,
                 evaluate=lambda step: self.evaluate(training, step),
-                save=self.save,
+                save=lambda step, state: save(self.run, self.logger, step, state),
                 should_stop=lambda: stop.requested,
                 compile=self.cfg.compile,
             )
-            self.restore(training)
+            if restore(training, self.run, self.logger, self.device):
+                self.console.print(f"resumed at update {training.step:,}", highlight=False)
             self.evaluator = self.make_evaluator()
             with self.logger.progress("training", total=self.schedule.updates, completed=training.step) as bar:
                 training.progress = bar
@@ -339,7 +419,7 @@ class Run:
     def fit_only(self) -> int:
         """`mbrl fit`: the model, and nothing else."""
         self.announce()
-        with self.endings() as stop:
+        with endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
                 return self.interrupted(0)
             self.run.write_meta(status="finished")
@@ -347,18 +427,6 @@ class Run:
             error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
             self.console.print(f"held-out squared error of the elites: {', '.join(f'{e:.5g}' for e in error.tolist())}")
             return 0
-
-    @contextlib.contextmanager
-    def endings(self) -> Iterator[StopRequest]:
-        """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
-        with StopRequest() as stop:
-            try:
-                yield stop
-            except BaseException as error:
-                reason = f"{type(error).__name__}: {error}"
-                self.run.write_meta(status="failed", reason=reason)
-                self.logger.close("failed")
-                raise
 
     def announce(self) -> None:
         """What is about to happen, in a few lines."""
@@ -452,26 +520,6 @@ class Run:
         first = torch.cat([torch.tensor([0]), torch.nonzero(end[:-1]).flatten() + 1])
         pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
         return self.problem.dataset.transitions.obs[first[pick]].to(self.device)
-
-    def save(self, step: int, state: StateDict) -> None:
-        """A checkpoint of the whole run."""
-        whole = {"training": state, "logger": self.logger.state_dict(), "run": self.run.state_dict()}
-        save_checkpoint(self.run.checkpoints, step, whole)
-
-    def restore(self, training: OfflineTraining) -> None:
-        """Go on from the last good checkpoint, if there is one."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = load_latest(self.run.checkpoints, map_location=self.device)
-        for warning in caught:
-            self.console.print(f"note: {warning.message}", style="yellow", markup=False)
-        if found is None:
-            return
-        step, state = found
-        training.load_state_dict(state["training"])
-        self.logger.load_state_dict(state["logger"])
-        self.run.load_state_dict(state["run"])
-        self.console.print(f"resumed at update {step:,}", highlight=False)
 
     def save_policy(self, training: OfflineTraining) -> None:
         """`policy.pt`: what `mbrl eval` needs."""
@@ -575,16 +623,8 @@ def eval_verb(words: list[str]) -> int:
     parsed = parser.parse_args(words)
     path: Path = parsed.run_dir
     meta = read_json(path / "meta.json")
-    cfg = OmegaConf.load(path / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    if not (path / "policy.pt").exists():
-        raise FileNotFoundError(
-            f"{path} has no policy.pt: the run has not ended; finish it with `mbrl train resume={path}`"
-        )
-    saved = torch.load(path / "policy.pt", weights_only=True, map_location="cpu")
-    learner = compose.build_learner(cfg, saved["obs_dim"], saved["action_dim"], saved["seeds"], torch.device("cpu"))
-    learner.load_state_dict(saved["learner"])
-    task = compose.find_run_task(cfg, meta)
+    learner, saved = saved_policy(path)
+    task = compose.find_run_task(saved_config(path), meta)
     env = parsed.env or task.env
     if env is None:
         raise ConfigError(f"{path} was trained without an environment; give one by --env")

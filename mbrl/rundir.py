@@ -262,6 +262,11 @@ class RunDirectory:
         self._set(state["updates"].numpy(), state["returns"].numpy(), None if scores is None else scores.numpy())
         self._write_returns()
 
+    def forget_evaluations(self) -> None:
+        """As if none had been made: in memory, and no `returns.npz`."""
+        self._set(np.empty(0, np.int64), np.empty((0, len(self.seeds), 0)), None)
+        self._write_returns()
+
     def _set(self, updates: npt.NDArray[Any], returns: npt.NDArray[Any], scores: npt.NDArray[Any] | None) -> None:
         expected = (len(updates), len(self.seeds))
         if returns.ndim != 3 or returns.shape[:2] != expected or (scores is not None and scores.shape != returns.shape):
