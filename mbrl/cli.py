@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -16,7 +17,10 @@ import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import mbrl
@@ -33,7 +37,7 @@ from mbrl.log import RunLogger
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rundir import RunDirectory, StopRequest, read_json
 from mbrl.train import OfflineTraining, TrainingDiverged
-from mbrl.types import Stateful, StateDict
+from mbrl.types import StateDict, Stateful
 
 USER_ERRORS = (
     ConfigError,
@@ -48,6 +52,8 @@ USER_ERRORS = (
     ValueError,
     FloatingPointError,
     MemoryError,
+    HydraException,
+    OmegaConfBaseException,
 )
 INTERRUPTED = 130
 
@@ -158,15 +164,18 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
     compose.register_resolvers()
     compose.check_overrides(words, config_name)
     status = 0
+    failure: Exception | None = None
 
     def entry(cfg: DictConfig) -> None:
-        nonlocal status
+        nonlocal status, failure
         path = Path(HydraConfig.get().runtime.output_dir)
         try:
             status = max(status, job(cfg, path))
-        except BaseException:
+        except Exception as error:
             forget(path)
-            raise
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra says which run of the sweep it was
+            failure = error
         if status == INTERRUPTED:
             raise KeyboardInterrupt  # not the next run of a sweep
 
@@ -179,6 +188,8 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
         decorated()
     finally:
         sys.argv = before
+    if failure is not None:
+        raise failure
     return status
 
 
@@ -224,6 +235,7 @@ def resume_run(path: Path, words: list[str]) -> int:
     run = RunDirectory.open(path)
     cfg = saved_config(path, words)
     compose.register_resolvers()
+    compose.check_numbers(cfg)
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != run.meta["dataset_hash"]:
         raise ConfigError(
@@ -341,7 +353,7 @@ def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: to
         warnings.simplefilter("always")
         found = load_latest(run.checkpoints, map_location=device)
     for warning in caught:
-        logger.console.print(f"note: {warning.message}", style="yellow", markup=False)
+        logger.console.print(f"note: {warning.message}", style="yellow", markup=False, soft_wrap=True)
     if found is None:
         run.forget_evaluations()  # of a process that was killed before its first checkpoint
         return False
@@ -432,7 +444,7 @@ class Run:
         """What is about to happen, in a few lines."""
         task, dataset = self.problem.task, self.problem.dataset
         returns = dataset.episode_returns
-        show = self.console.print
+        show = functools.partial(self.console.print, soft_wrap=True)
         show(
             f"[bold]{self.cfg.algo_name}[/] on {task.label}, seeds {self.seeds}, {self.cfg.updates:,} updates, "
             f"{self.device}"
@@ -445,7 +457,7 @@ class Run:
             show(f"note: {note}", style="yellow", markup=False, highlight=False)
         if task.env is None:
             show("no environment: nothing is scored, the model's own estimate is shown instead", style="yellow")
-        show(f"run directory: {self.run.path}", markup=False, highlight=False, soft_wrap=True)
+        show(f"run directory: {self.run.path}", markup=False, highlight=False)
 
     def fit_model(self, stop: StopRequest) -> bool:
         """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
@@ -564,7 +576,7 @@ class Run:
                 line += f"; score {summary['final_score_mean']:.1f}"
             else:
                 line += "; this task has no reference scores, so returns are raw"
-            self.console.print(line, style="bold", highlight=False)
+            self.console.print(line, style="bold", highlight=False, soft_wrap=True)
         self.console.print(f"curve: {picture}", highlight=False, soft_wrap=True)
         return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -75,35 +77,41 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
     Raises:
         ConfigError: a word that does not parse, an unknown key, an unknown option of a group.
     """
-    overrides = [word for word in words if not word.startswith("-")]
+    flags, rest = get_args_parser().parse_known_args(list(words))
+    overrides = [*flags.overrides, *(word for word in rest if not word.startswith("-"))]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"cannot read an override: {str(error).splitlines()[0]}") from None
-    folder = config_folder()
-    groups = {path.name for path in folder.iterdir() if path.is_dir() and path.name != "tuned"}
+    folders = [config_folder()]
+    chosen = []
+    if flags.config_dir:
+        folders.append(Path(flags.config_dir).resolve())
+        chosen.append(f"hydra.searchpath=['file://{folders[1]}']")
+        if not folders[1].is_dir():
+            raise ConfigError(f"--config-dir {flags.config_dir}: there is no such folder")
+    groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "tuned"}
     own = [o for o in parsed if o.key_or_group in groups]
-    if not any(word.startswith("--config-") for word in words):
-        for override in own:
-            options = sorted(path.stem for path in (folder / override.key_or_group).glob("*.yaml"))
-            for option in _options(override):
-                if option not in options:
-                    raise ConfigError(
-                        f"{override.key_or_group}={option}: no such option{hint(option, options)} "
-                        f"({override.key_or_group} has {', '.join(options)})"
-                    )
-        chosen = [f"{o.key_or_group}={_first(o)}" for o in own]
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            known = list(flat_keys(compose(config_name, overrides=chosen)))
-        GlobalHydra.instance().clear()
-        for override in parsed:
-            key = override.key_or_group
-            if override.is_add() or override.is_force_add() or override in own or key.split("/")[0] == "hydra":
-                continue
-            if key not in known and not key.startswith("hydra."):
-                choices = [*known, *sorted(groups)]
-                raise ConfigError(f"there is no key {key!r}{hint(key, choices)} (to add one of your own: +{key}=...)")
+    for override in own:
+        group = override.key_or_group
+        options = sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
+        for option in _options(override):
+            if option not in options:
+                raise ConfigError(
+                    f"{group}={option}: no such option{hint(option, options)} ({group} has {', '.join(options)})"
+                )
+        chosen.append(f"{group}={_first(override)}")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        known = list(flat_keys(compose(config_name, overrides=chosen)))
+    GlobalHydra.instance().clear()
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or override in own or key.split("/")[0] == "hydra":
+            continue
+        if key not in known and not key.startswith("hydra."):
+            choices = [k for k in (*known, *sorted(groups)) if not k.rpartition(".")[2].startswith("_")]
+            raise ConfigError(f"there is no key {key!r}{hint(key, choices)} (to add one of your own: +{key}=...)")
 
 
 def _options(override: Override) -> list[str]:
@@ -163,7 +171,37 @@ def resolve(cfg: DictConfig, task: Task) -> DictConfig:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
-    return OmegaConf.create(plain)
+    resolved = OmegaConf.create(plain)
+    check_numbers(resolved)
+    return resolved
+
+
+COUNTS = {
+    "seed": 0, "seeds": 1, "updates": 1, "batch_size": 1, "log_every": 1, "threads": 1,
+    "eval.every": 1, "eval.episodes": 1, "eval.model_horizon": 1,
+    "rollout.length": 1, "rollout.lanes": 1, "rollout.every": 1, "rollout.retain": 1,
+    "learner.critics": 1, "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
+    "dynamics.patience": 1, "dynamics.max_epochs": 1,
+}  # fmt: skip
+"""Keys that count something, and the least they may be."""
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Hold `COUNTS` to whole numbers, in place: 1e6 becomes 1000000.
+
+    Raises:
+        ConfigError: names the key, the value and what was expected.
+    """
+    for key, least in COUNTS.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+            OmegaConf.update(cfg, key, value)
+        if value is not None and (type(value) is not int or value < least):
+            raise ConfigError(f"{key}={value}: expected a whole number, {least} or more")
+    seconds = cfg.checkpoint_seconds
+    if seconds is not None and (type(seconds) not in (int, float) or not seconds >= 0):
+        raise ConfigError(f"checkpoint_seconds={seconds}: expected a number of seconds, 0 or more, or null for never")
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -258,7 +296,10 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda or cuda:NUMBER") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device={name}, but this torch ({torch.__version__}) sees no CUDA device; use device=cpu, or install a "
@@ -269,24 +310,33 @@ def choose_device(name: str) -> torch.device:
 
 def seed_list(cfg: DictConfig) -> list[int]:
     """The seeds of a run: seed, seed+1, ..."""
-    if cfg.seeds < 1 or cfg.seed < 0:
-        raise ConfigError(f"seed={cfg.seed} seeds={cfg.seeds}: the first seed is 0 or more, their number 1 or more")
     return [cfg.seed + i for i in range(cfg.seeds)]
 
 
 def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> GaussianEnsemble:
     """The dynamics model, not fitted."""
     obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
-    model: GaussianEnsemble = instantiate(cfg.dynamics)(obs.shape[-1], action.shape[-1], seeds, device=device)
+    with naming("dynamics"):
+        model: GaussianEnsemble = instantiate(cfg.dynamics)(obs.shape[-1], action.shape[-1], seeds, device=device)
     return model
 
 
 def build_learner(cfg: DictConfig, obs_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device) -> SAC:
     """The learner; its regularisers are named slots in the configuration and a list in the code."""
-    partial = instantiate(cfg.learner)
-    regularisers = [r for r in (partial.keywords.pop("regularisers", None) or {}).values() if r is not None]
-    learner: SAC = partial(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
+    with naming("learner"):
+        partial = instantiate(cfg.learner)
+        regularisers = [r for r in (partial.keywords.pop("regularisers", None) or {}).values() if r is not None]
+        learner: SAC = partial(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
     return learner
+
+
+@contextmanager
+def naming(node: str) -> Iterator[None]:
+    """A value of the wrong type, or a keyword that a part does not have, is the configuration's fault: say whose."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{node}: {error}") from error
 
 
 def build_table(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> ReplayTable:
