@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from mbrl import nets, optim
+from mbrl import capture, nets, optim
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
 from mbrl.types import StateDict, Transition
 
-CODE: tuple[ModuleType, ...] = (ensemble, nets, optim)
+CODE: tuple[ModuleType, ...] = (ensemble, nets, optim, capture)
 
 
 def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[ModuleType, ...] = CODE) -> str:
