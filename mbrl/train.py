@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mbrl.capture import Mode, capture, choose
+from mbrl.capture import Mode, Step, capture, choose
 from mbrl.data.ring import ReplayTable
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
@@ -120,10 +120,16 @@ class OfflineTraining:
 
     def __post_init__(self) -> None:
         # The count of updates as the captured unit sees it: on the device, so that a replayed graph can advance it.
-        self._done = torch.zeros((), device=self.table.rows.device)
+        device = self.table.rows.device
+        self._done = torch.zeros((), device=device)
+        self._captured: Step | None = None
+        plan = self.schedule
+        self.choice = choose(
+            self.compile, device, plan.updates, (plan.rollout_every, plan.log_every, plan.evaluate_every)
+        )
 
-    def run(self) -> bool:
-        """Train; True if the run is complete, False if it was asked to stop and has saved.
+    def run(self, until: int | None = None) -> bool:
+        """Train to the end, or to update `until`; False if it was asked to stop and has saved, else True.
 
         Raises:
             TrainingDiverged: a metric is not finite; the last checkpoint is from before.
@@ -131,19 +137,21 @@ class OfflineTraining:
         plan, learner = self.schedule, self.learner
         device = self.table.rows.device
         draws = Draws(learner.seeds, plan.batch_size, learner.noise_size(plan.batch_size), device)
-        choice = choose(self.compile, device, plan.updates, (plan.rollout_every, plan.log_every, plan.evaluate_every))
-        captured = capture(self.updates, choice.mode)
+        choice = self.choice
+        if self._captured is None:
+            self._captured = capture(self.updates, choice.mode)
         self._done.fill_(self.step)
+        end = plan.updates if until is None else min(until, plan.updates)
         last_save = time.monotonic()
         reported = self.step
 
-        while self.step < plan.updates:
+        while self.step < end:
             if self.step % plan.rollout_every == 0:
                 self.imagine()
             if self.step % choice.steps:  # a resumed run that had other settings: back to a whole call
                 count, run = 1, self.updates
             else:
-                count, run = choice.steps, captured
+                count, run = choice.steps, self._captured
             self.logger.add(run(*draws(self.step, count)), "learner")
             self.step += count
 

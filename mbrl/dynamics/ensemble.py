@@ -39,6 +39,15 @@ def soft_clamp(raw: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return lower + F.softplus(below - lower)
 
 
+def predict(layers: Params, lower: Tensor, upper: Tensor, obs: Tensor, action: Tensor) -> Prediction:
+    """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
+    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), F.silu)
+    outputs = obs.shape[-1] + 1
+    mean, raw_logvar = out[..., :outputs], out[..., outputs:]
+    mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change
+    return Prediction(mean, soft_clamp(raw_logvar, lower, upper).mul(0.5).exp())
+
+
 class GaussianEnsemble:
     """`E` probabilistic MLPs per seed; call `fit`, or `load_state_dict` of a fitted one, before `predict`.
 
@@ -131,19 +140,18 @@ class GaussianEnsemble:
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
         if self._folded is None:
-            self._folded = self._fold_scaler()
-        x = torch.cat([obs, action], -1).unsqueeze(-3)
-        change, raw_logvar = mlp(self._folded, x, F.silu).chunk(2, -1)
-        mean = change.clone()
-        mean[..., :-1] += obs.unsqueeze(-3)
-        logvar = soft_clamp(raw_logvar, self.min_logvar, self.max_logvar)
-        return Prediction(mean, logvar.mul(0.5).exp())
+            self._folded = self.fold_scaler()
+        return predict(self._folded, self.min_logvar, self.max_logvar, obs, action)
 
-    def _fold_scaler(self) -> Params:
+    def fold_scaler(self) -> Params:
         """The input scaler is affine, so the first layer can carry it: prediction then needs no normalisation."""
         params = self.params
         weight = params[0] / self.input_std.transpose(-1, -2)
         return [weight, params[1] - (self.input_mean @ weight), *params[2:]]
+
+    def elite_view(self) -> EliteView:
+        """The fitted elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
+        return EliteView(self)
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
@@ -330,6 +338,22 @@ class GaussianEnsemble:
             raise ValueError(f"the saved dynamics model lacks {', '.join(missing)}")
         copy_tensors(list(named.values()), [state[name] for name in named])
         self._folded = None
+
+
+class EliteView:
+    """The elites of a fitted ensemble, sliced once into weights of their own (published in unifloral's MOPO)."""
+
+    def __init__(self, ensemble: GaussianEnsemble) -> None:
+        elites = ensemble.elites
+        self.members, self.action_dim, self.device = elites.shape[-1], ensemble.action_dim, ensemble.device
+        self.elites = torch.arange(self.members, device=elites.device).expand_as(elites)
+        pick = torch.arange(len(elites), device=elites.device).unsqueeze(-1), elites
+        self.params = [p[pick] for p in ensemble.fold_scaler()]
+        self.bounds = ensemble.min_logvar, ensemble.max_logvar
+
+    def predict(self, obs: Tensor, action: Tensor) -> Prediction:
+        """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
+        return predict(self.params, *self.bounds, obs, action)
 
 
 @dataclass(frozen=True)
