@@ -25,6 +25,7 @@ from rich.console import Console
 
 import mbrl
 from mbrl import compose
+from mbrl.capture import choose
 from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.tasks import TaskError
@@ -205,12 +206,15 @@ def train_verb(words: list[str]) -> int:
     """`mbrl train`: a new run, or `resume=`."""
     begun = run_to_resume("train", words)
     if begun is not None:
-        return resume_run(begun, [w for w in words if not w.startswith("resume=")])
+        return resume_run(begun, [w for w in words if not w.startswith("resume=")]).train()
     return hydra_verb("train", words, start_run, TRAIN_HELP)
 
 
 def fit_verb(words: list[str]) -> int:
-    """`mbrl fit`: the dynamics model only."""
+    """`mbrl fit`: the dynamics model only, of a new run or of `resume=`."""
+    begun = run_to_resume("fit", words)
+    if begun is not None:
+        return resume_run(begun, [w for w in words if not w.startswith("resume=")]).fit_only()
     return hydra_verb("train", words, fit_run, TRAIN_HELP.replace("mbrl train", "mbrl fit"))
 
 
@@ -230,8 +234,8 @@ def start_run(cfg: DictConfig, path: Path) -> int:
     return Run(prepare(cfg, problem, path), problem, path).train()
 
 
-def resume_run(path: Path, words: list[str]) -> int:
-    """Go on with a run; `words` may change keys of its configuration (e.g. `logger=wandb`)."""
+def resume_run(path: Path, words: list[str]) -> Run:
+    """A run to go on with; `words` may change keys of its configuration (e.g. `logger=wandb`)."""
     run = RunDirectory.open(path)
     cfg = saved_config(path, words)
     compose.register_resolvers()
@@ -242,7 +246,7 @@ def resume_run(path: Path, words: list[str]) -> int:
             f"{problem.dataset.name} is not the dataset that {path} began with (hash {problem.dataset.hash[:12]}, it "
             f"was {run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
         )
-    return Run(normalise(cfg), problem, path, begun=run).train()
+    return Run(normalise(cfg), problem, path, begun=run)
 
 
 def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
@@ -391,6 +395,7 @@ class Run:
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model)
+        choose(cfg.compile, self.device, self.schedule.updates, ())
         if begun is None:
             path.mkdir(parents=True, exist_ok=True)
             text = OmegaConf.to_yaml(cfg).encode()
@@ -405,7 +410,7 @@ class Run:
         self.announce()
         with endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
-                return self.interrupted(0)
+                return self.interrupted("train", 0)
             training = OfflineTraining(
                 learner=self.learner,
                 table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
@@ -425,7 +430,7 @@ class Run:
                 complete = training.run()
             self.save_policy(training)
             if not complete:
-                return self.interrupted(training.step)
+                return self.interrupted("train", training.step)
             return self.finished(training.step)
 
     def fit_only(self) -> int:
@@ -433,7 +438,7 @@ class Run:
         self.announce()
         with endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
-                return self.interrupted(0)
+                return self.interrupted("fit", 0)
             self.run.write_meta(status="finished")
             self.logger.close("finished")
             error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
@@ -547,11 +552,11 @@ class Run:
         }
         atomic_write(self.run.path / "policy.pt", lambda file: torch.save(state, file))
 
-    def interrupted(self, step: int) -> int:
+    def interrupted(self, verb: str, step: int) -> int:
         """Saved, and told how to go on."""
         self.summarise("interrupted", step)
         self.console.print(
-            f"stopped at update {step:,} and saved; go on with: mbrl train resume={self.run.path}", soft_wrap=True
+            f"stopped at update {step:,} and saved; go on with: mbrl {verb} resume={self.run.path}", soft_wrap=True
         )
         return INTERRUPTED
 
