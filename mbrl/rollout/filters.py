@@ -7,6 +7,7 @@ stored terminal, 100 if stored truncated, and nothing if dropped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +30,9 @@ class Clip:
     def __init__(self, data: Transition, margin: float = 0.5) -> None:
         low = torch.minimum(data.obs.amin(0), data.next_obs.amin(0))
         high = torch.maximum(data.obs.amax(0), data.next_obs.amax(0))
-        width = high - low
-        self.low = torch.where(width > 0, low - margin * width, low)
-        self.high = torch.where(width > 0, high + margin * width, high)
+        # Not margin * 0 in a constant dimension, which is NaN for an infinite margin.
+        reach = torch.full_like(low, math.inf) if math.isinf(margin) else margin * (high - low)
+        self.low, self.high = low - reach, high + reach
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
         """Same step with next_obs (S, N, O) inside the range."""
@@ -91,15 +92,14 @@ class FilterChain:
         self.filters = [f for f in named if f is not None] + list(others)
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
-        """Apply all, and hold them to their contract: same shapes, dead lanes stay dead, their rows stay out."""
-        alive, keep = step.alive, step.keep
+        """Apply all, and hold each to its contract: same shapes, dead lanes stay dead, dropped rows stay out."""
         for part in self.filters:
             done = part(step, t)
             name = type(part).__name__
             if [x.shape for x in tensors(done)] != [x.shape for x in tensors(step)]:
                 raise ValueError(f"filter {name} changed a shape: {shapes(step)} became {shapes(done)}")
-            step = done
-        return step._replace(alive=step.alive & alive, keep=step.keep & keep)
+            step = done._replace(alive=done.alive & step.alive, keep=done.keep & step.keep)
+        return step
 
 
 def tensors(step: Imagined) -> list[Tensor]:
