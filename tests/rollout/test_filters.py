@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
+from mbrl.rollout.uncertainty import ensemble_std, max_aleatoric, max_pairwise
+from mbrl.types import Filter, Imagined, Prediction, Transition
+
+
+def step(next_obs: Tensor, **fields: Tensor) -> Imagined:
+    """An imagined step of living lanes towards next_obs (S, N, O)."""
+    lead, obs_dim = next_obs.shape[:-1], next_obs.shape[-1]
+    yes = torch.ones(lead, dtype=torch.bool)
+    prediction = Prediction(torch.randn(lead[0], 4, lead[1], obs_dim + 1), torch.rand(lead[0], 4, lead[1], obs_dim + 1))
+    plain = Imagined(
+        obs=torch.zeros_like(next_obs), action=torch.zeros(*lead, 1), next_obs=next_obs, reward=torch.ones(lead),
+        terminal=~yes, alive=yes, keep=yes, score=torch.zeros(lead), prediction=prediction,
+    )  # fmt: skip
+    return plain._replace(**fields)
+
+
+def data(low: float = -1.0, high: float = 3.0) -> Transition:
+    obs = torch.tensor([[low, 0.0], [high, 0.0]])
+    end = torch.zeros(2, dtype=torch.bool)
+    return Transition(obs, torch.zeros(2, 1), torch.zeros(2), obs.flip(0), end, ~end)
+
+
+def above_one(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return next_obs[..., 0] > 1.0
+
+
+class Truncate:
+    """Distrusts rows whose next observation is above a limit: not kept, the lane ends, no terminal."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        good = step.next_obs[..., 0] <= self.limit
+        return step._replace(keep=step.keep & good, alive=step.alive & good)
+
+
+class Revive:
+    """Against the contract: raises what others have lowered."""
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        return step._replace(keep=torch.ones_like(step.keep), alive=torch.ones_like(step.alive))
+
+
+ALL: list[Filter] = [
+    Clip(data()),
+    Clip(data(), math.inf),
+    Terminate(above_one),
+    Penalise(max_aleatoric, 1.0),
+    Penalise(max_pairwise, 1.0),
+    Penalise(ensemble_std, 1.0),
+    FilterChain(clip=Clip(data()), terminate=Terminate(above_one)),
+]
+
+
+@pytest.mark.parametrize("part", ALL, ids=lambda part: type(part).__name__)
+def test_contract(part: Filter) -> None:
+    next_obs = torch.randn(3, 50, 2) * 4
+    next_obs[0, :5] = math.nan
+    alive = torch.rand(3, 50) < 0.7
+    keep = alive & (torch.rand(3, 50) < 0.7)
+    before = step(next_obs, alive=alive, keep=keep)
+    copies = [x.clone() for x in before[:-1]]
+    after = part(before, 0)
+    for then, now, copy in zip(before[:-1], after[:-1], copies, strict=True):
+        assert now.shape == then.shape
+        assert now.dtype == then.dtype
+        torch.testing.assert_close(then, copy, rtol=0, atol=0, equal_nan=True)  # pure
+    assert not (after.alive & ~alive).any()
+    assert not (after.keep & ~keep).any()
+    if not isinstance(part, Terminate | FilterChain):
+        assert not after.terminal.any()
+
+
+def test_clip_keeps_next_observations_in_the_widened_range() -> None:
+    next_obs = torch.tensor([[[-9.0, 0.0], [-1.5, 0.0], [2.0, 0.0], [9.0, 5.0]]])
+    assert Clip(data(), 0.5)(step(next_obs), 0).next_obs[0].tolist() == [
+        [-3.0, 0.0],
+        [-1.5, 0.0],
+        [2.0, 0.0],
+        [5.0, 0.0],
+    ]
+    assert Clip(data(), 0.0)(step(next_obs), 0).next_obs[0, :, 0].tolist() == [-1.0, -1.0, 2.0, 3.0]
+
+
+def test_clip_knows_the_range_of_next_observations_too() -> None:
+    rows = data()
+    rows = rows._replace(next_obs=rows.next_obs + 10.0)
+    assert Clip(rows, 0.0)(step(torch.full((1, 1, 2), 99.0)), 0).next_obs[0, 0].tolist() == [13.0, 10.0]
+
+
+def test_an_infinite_margin_clips_nothing_but_what_is_not_finite() -> None:
+    next_obs = torch.tensor([[[-1e9, 7.0], [math.inf, 0.0], [2.0, -7.0]]])
+    out = Clip(data(), math.inf)(step(next_obs), 0)
+    assert out.next_obs[0].tolist() == [[-1e9, 7.0], [0.0, 0.0], [2.0, -7.0]]
+    assert out.keep[0].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_are_dropped_and_their_lane_ends(bad: float) -> None:
+    next_obs = torch.tensor([[[0.5, 0.0], [bad, 0.0], [0.5, 0.0]]])
+    reward = torch.tensor([[1.0, 1.0, bad]])
+    out = Clip(data())(step(next_obs, reward=reward), 0)
+    assert out.keep[0].tolist() == [True, False, False]
+    assert out.alive[0].tolist() == [True, False, False]
+    assert not out.terminal.any()  # distrust, not an end
+    assert torch.isfinite(out.next_obs).all()
+    assert torch.isfinite(out.reward).all()
+
+
+def test_terminate_marks_the_row_and_ends_the_lane_but_keeps_the_row() -> None:
+    out = Terminate(above_one)(step(torch.tensor([[[0.5, 0.0], [1.5, 0.0]]])), 0)
+    assert out.terminal[0].tolist() == [False, True]
+    assert out.alive[0].tolist() == [True, False]
+    assert out.keep[0].tolist() == [True, True]
+
+
+def test_penalise_takes_the_coefficient_times_the_uncertainty_off_the_reward() -> None:
+    before = step(torch.zeros(2, 6, 2))
+    out = Penalise(max_aleatoric, 2.5)(before, 0)
+    torch.testing.assert_close(out.reward, 1.0 - 2.5 * max_aleatoric(before.prediction))
+    for name in ("next_obs", "terminal", "alive", "keep", "score"):
+        assert torch.equal(getattr(out, name), getattr(before, name))
+    assert not Penalise(max_aleatoric, 1.0).needs_members
+    assert Penalise(max_pairwise, 1.0).needs_members
+    assert Penalise(ensemble_std, 1.0).needs_members
+
+
+def test_termination_sees_the_clipped_state() -> None:
+    # 2.0 would be an end; the data's range is [-1, 0.5], so that it is believed to be 0.5, which is none.
+    chain = FilterChain(terminate=Terminate(above_one), clip=Clip(data(-1.0, 0.5), 0.0))
+    out = chain(step(torch.full((1, 1, 2), 2.0)), 0)
+    assert out.next_obs[0, 0].tolist() == [0.5, 0.0]
+    assert not out.terminal.any()
+
+
+def test_penalty_does_not_depend_on_who_is_cut() -> None:
+    before = step(torch.tensor([[[0.5, 0.0], [2.0, 0.0], [0.7, 0.0]]]))
+    chain = FilterChain(truncate=Truncate(0.6), penalise=Penalise(max_aleatoric, 1.0), terminate=Terminate(above_one))
+    out = chain(before, 0)
+    torch.testing.assert_close(out.reward, 1.0 - max_aleatoric(before.prediction))
+    assert out.keep[0].tolist() == [True, False, False]
+    assert out.terminal[0].tolist() == [False, True, False]
+
+
+def test_truncation_comes_after_termination_and_never_writes_terminal() -> None:
+    names: list[str] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, step: Imagined, t: int) -> Imagined:
+            names.append(f"{self.name}{t}")
+            return step
+
+    chain = FilterChain(
+        others=[Named("o"), Named("p")], truncate=Named("truncate"), penalise=Named("penalise"),
+        terminate=Named("terminate"), clip=Named("clip"),
+    )  # fmt: skip
+    chain(step(torch.zeros(1, 1, 2)), 3)
+    assert names == ["clip3", "terminate3", "penalise3", "truncate3", "o3", "p3"]
+    out = FilterChain(truncate=Truncate(0.0))(step(torch.full((1, 2, 2), 0.5)), 0)
+    assert not out.terminal.any()
+    assert not out.keep.any()
+
+
+def test_no_filter_brings_back_what_another_has_dropped() -> None:
+    next_obs = torch.tensor([[[0.5, 0.0], [math.nan, 0.0], [0.9, 0.0], [0.2, 0.0]]])
+    dead = torch.tensor([[True, True, True, False]])
+    chain = FilterChain(clip=Clip(data()), truncate=Truncate(0.6), others=[Revive()])
+    out = chain(step(next_obs, alive=dead, keep=dead), 0)
+    assert out.alive[0].tolist() == [True, False, False, False]
+    assert out.keep[0].tolist() == [True, False, False, False]
+
+
+def test_a_filter_that_changes_a_shape_is_refused() -> None:
+    class Squeeze:
+        def __call__(self, step: Imagined, t: int) -> Imagined:
+            return step._replace(reward=step.reward.unsqueeze(-1))
+
+    with pytest.raises(
+        ValueError, match=r"filter Squeeze changed a shape: .*'reward': \(1, 3\).*'reward': \(1, 3, 1\)"
+    ):
+        FilterChain(others=[Squeeze()])(step(torch.zeros(1, 3, 2)), 0)
+
+
+def test_an_empty_chain_believes_everything() -> None:
+    before = step(torch.randn(2, 5, 3))
+    for then, now in zip(before[:-1], FilterChain()(before, 0)[:-1], strict=True):
+        assert torch.equal(then, now)
