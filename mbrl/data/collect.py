@@ -13,6 +13,7 @@ writes the same sets as one that was not.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,7 @@ from mbrl.types import Logger, Metrics, StateDict, StochasticPolicy, Transition
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
 
 
-class CollectionError(RuntimeError):
+class CollectionError(DatasetError):
     """Sets that cannot be made from this training run; the message says what can be done."""
 
 
@@ -525,18 +526,33 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float | int]:
     }
 
 
-@dataclass
-class LevelSets:
-    """The sets of one online training run, made in an order in which each is rolled out at most once.
+@dataclass(frozen=True)
+class GivenPolicy:
+    """A policy that was trained elsewhere.
 
     Attributes:
-        levels: which of `LEVELS` are wanted.
+        policy: obs (1, 1, O), noise (1, 1, A) -> action (1, 1, A).
+        algorithm: what trained it.
+        description: a sentence about it.
+    """
+
+    policy: StochasticPolicy
+    algorithm: str
+    description: str
+
+
+@dataclass
+class Sets:
+    """The sets of one run: its levels, or those of a given policy. Each policy is rolled out at most once.
+
+    Attributes:
+        levels: which of `LEVELS` are wanted, in that order; with a given policy, the one name that its set has.
         size: steps of a rolled-out set, at least: episodes are whole.
         episodes: rolled out, at least, where a level is needed only for its mean return.
         medium_at: as for `medium_step`.
         stochastic: actions are sampled from the policy, as in D4RL; False for its mean.
-        settings: everything that the sets depend on but level and `medium_at`; goes into their metadata.
-        training: complete; None if only random actions are wanted.
+        settings: all that the sets depend on but level and `medium_at`; goes into their metadata.
+        source: training, complete by the time of `make`; or a given policy; None if only random actions are wanted.
         player: plays.
         shelf: where the sets go.
         run: has the evaluations and snapshots; what is known of the sets is noted in its `meta.json`.
@@ -551,16 +567,24 @@ class LevelSets:
     medium_at: float
     stochastic: bool
     settings: Mapping[str, Any]
-    training: OnlineTraining | None
+    source: OnlineTraining | GivenPolicy | None
     player: Player
     shelf: Shelf
     run: RunDirectory
     logger: RunLogger
     reference: Reference | None
-    should_stop: Callable[[], bool]
+    should_stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._rolled: dict[str, list[Episode]] = {}
+
+    def missing(self) -> list[str]:
+        """The levels that are not there yet.
+
+        Raises:
+            DatasetError: a set of such an id is there, made in another way.
+        """
+        return [level for level in self.levels if not self.shelf.holds(level, self.settings_of(level))]
 
     def make(self) -> None:
         """Write every wanted set that is not there yet.
@@ -569,11 +593,10 @@ class LevelSets:
             CollectionInterrupted: asked to stop; the sets that are whole are in place.
             CollectionError: no snapshot is medium.
         """
-        for level in LEVELS:
-            if level in self.levels and not self.shelf.holds(level, self.settings_of(level)):
-                if self.should_stop():
-                    raise CollectionInterrupted(f"before {level}")
-                self._write(level)
+        for level in self.missing():
+            if self.should_stop():
+                raise CollectionInterrupted(f"before {level}")
+            self._write(level)
 
     def settings_of(self, level: str) -> dict[str, Any]:
         """What a set depends on."""
@@ -584,23 +607,25 @@ class LevelSets:
         }
 
     def _write(self, level: str) -> None:
+        say = functools.partial(self.logger.console.print, highlight=False, soft_wrap=True)
         if level == "medium-replay":
-            assert self.training is not None
-            episodes = self.training.replay(self._medium())
+            episodes = self._training.replay(self._medium())
         elif level == "medium-expert":
             episodes = [*self._roll_out("medium"), *self._roll_out("expert")]
         else:
             episodes = self._roll_out(level)
         numbers = statistics(episodes)
         reference = self._reference()
-        self.logger.console.print(f"writing {self.shelf.name(level)}: {describe(numbers)}", highlight=False)
+        say(f"writing {self.shelf.name(level)}: {describe(numbers)}")
+        if reference is None and not isinstance(self.source, GivenPolicy):
+            say("note: without reference scores: the expert is no better than random actions", style="yellow")
         noted = {"id": self.shelf.name(level), "folder": str(self.shelf.root / self.shelf.name(level)), **numbers}
         self.run.write_meta(sets={**self.run.meta.get("sets", {}), level: noted})
         self.shelf.put(
             level,
             episodes,
             self.player,
-            algorithm="uniform random actions" if level == "random" else "SAC (mbrl.learn.sac)",
+            algorithm=self._algorithm(level),
             description=self._description(level),
             settings=self.settings_of(level),
             details={**numbers, **({"snapshot_step": self._medium()} if level.startswith("medium") else {})},
@@ -631,14 +656,25 @@ class LevelSets:
             self._roll_out(level)
         return float(self.run.meta["level_returns"][level])
 
+    @property
+    def _training(self) -> OnlineTraining:
+        assert isinstance(self.source, OnlineTraining)
+        return self.source
+
     def _policy(self, level: str) -> StochasticPolicy:
+        if isinstance(self.source, GivenPolicy):
+            return self.source.policy
         if level == "random":
             return uniform_policy
-        assert self.training is not None
-        learner = self.training.learner
+        learner = self._training.learner
         step = self._medium() if level == "medium" else self.run.updates[-1]
         copy_tensors(learner.actor, load_snapshot(self.run.path, step))  # training is over: only this actor is needed
         return policy_of(learner, self.stochastic)
+
+    def _algorithm(self, level: str) -> str:
+        if isinstance(self.source, GivenPolicy):
+            return self.source.algorithm
+        return "uniform random actions" if level == "random" else "SAC (mbrl.learn.sac)"
 
     def _medium(self) -> int:
         if self.medium_at >= 1:
@@ -654,25 +690,22 @@ class LevelSets:
 
     def _reference(self) -> Reference | None:
         """The task table's, else this run's own; None where the expert is no better than random actions."""
-        if self.reference is not None or self.training is None:
+        if self.reference is not None or not isinstance(self.source, OnlineTraining):
             return self.reference
         random, expert = self._mean_return("random"), self._mean_return("expert")
         if expert <= random:
-            self.logger.console.print(
-                f"note: no reference scores: the expert returns {expert:.2f}, random actions {random:.2f}",
-                style="yellow",
-            )
             return None
         return Reference(random, expert, "mean returns of this run's random and expert episodes", self.player.name)
 
     def _description(self, level: str) -> str:
         actions = "actions sampled from it" if self.stochastic else "its deterministic actions"
-        steps = 0 if self.training is None else self.training.step
         size = f"whole episodes, at least {self.size:,} steps"
-        warm_up = 0 if self.training is None else self.training.schedule.warm_up
+        if isinstance(self.source, GivenPolicy):
+            return f"{self.player.name}: {self.source.description}, {actions}; {size}."
         if level == "random":
             what = "uniform random actions (D4RL unrolled a randomly initialised policy)"
             return f"{self.player.name}, D4RL's random level: {what}; {size}."
+        steps, warm_up = self._training.step, self._training.schedule.warm_up
         if level == "expert":
             return (
                 f"{self.player.name}, D4RL's expert level: the policy of SAC after {steps:,} steps of online training, "
