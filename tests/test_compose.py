@@ -1,0 +1,282 @@
+"""Configuration: what the files say can be built, tuned values are found in their order, the command line wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import mbrl
+from mbrl import compose
+from mbrl.compose import ConfigError
+from mbrl.data.tasks import Task, all_tasks, find_task, task_for
+from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.learn.sac import SAC
+
+FOLDER = compose.config_folder()
+GROUPS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("tuned", "hydra"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
+TUNED = sorted((FOLDER / "tuned").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def resolvers() -> None:
+    compose.register_resolvers()
+
+
+def composed(*overrides: str, task: Task | None = None) -> DictConfig:
+    """The resolved configuration of `mbrl train` for a task, the built-in one by default."""
+    compose.check_overrides(overrides, "train")
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=list(overrides))
+    # The run directory is Hydra's business: its name holds the time and the job.
+    cfg.run_dir = "unused"
+    return compose.resolve(cfg, task or find_task("pendulum"))
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` below a node."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for child in node.values():
+            yield from targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from targets(child)
+
+
+# -- where the files are -----------------------------------------------------------------------------------------------
+
+
+def test_config_folder_of_a_checkout_and_of_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (FOLDER / "train.yaml").is_file()
+    assert {"algo", "dynamics", "penalty", "filter", "tuned"} <= {path.name for path in FOLDER.iterdir()}
+    package = tmp_path / "site-packages" / "mbrl"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(mbrl, "__file__", str(package / "__init__.py"))
+    assert compose.config_folder() == tmp_path / "site-packages" / "configs"
+    (package / "configs").mkdir()
+    assert compose.config_folder() == package / "configs"
+
+
+# -- every file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
+def test_every_option_composes_and_its_parts_are_made(group: str, option: str) -> None:
+    cfg = composed(f"{group}=[{option}]" if group == "filter" else f"{group}={option}")
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"))
+    imagination = compose.build_imagination(cfg, problem, model)
+    assert isinstance(model, GaussianEnsemble)
+    assert isinstance(learner, SAC)
+    assert imagination.length == cfg.rollout.length
+    assert compose.build_schedule(cfg).updates == cfg.updates
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_every_target_of_every_file_resolves(path: Path) -> None:
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    for target in targets(node):
+        if target == "hydra.utils.get_method":
+            continue
+        assert callable(get_class(target))
+
+
+def test_every_leaf_with_a_target_is_made() -> None:
+    cfg = composed("penalty=ensemble_std")
+    for name in ("actions", "select", "penalise"):
+        assert instantiate(cfg.rollout[name]) is not None
+    assert instantiate(cfg.learner.backup)(torch.tensor([[3.0], [1.0]])).tolist() == [1.0]
+
+
+def test_the_defaults_of_constructors_and_files_agree() -> None:
+    """A default lives once; where a file repeats it, for people to see, it must not differ."""
+    cfg = composed(task=find_task("hopper-medium-v2"))
+    model = GaussianEnsemble(3, 1, [0])
+    for name in (
+        "members",
+        "learning_rate",
+        "batch_size",
+        "holdout_fraction",
+        "holdout_max",
+        "patience",
+        "improvement",
+    ):
+        assert cfg.dynamics[name] == getattr(model, name), name
+    assert cfg.dynamics.elites == model.elite_count
+    learner = SAC(3, 1, [0])
+    assert (cfg.learner.discount, cfg.learner.target_rate) == (learner.discount, learner.target_rate)
+    assert [p.shape for p in learner.actor] == [
+        p.shape for p in compose.build_learner(cfg, 3, 1, [0], torch.device("cpu")).actor
+    ]
+
+
+# -- choices that reach the parts --------------------------------------------------------------------------------------
+
+
+def parts_of(*overrides: str) -> list[str]:
+    cfg = composed(*overrides)
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    return [type(part).__name__ for part in compose.build_imagination(cfg, problem, model).filters.filters]
+
+
+def test_filters_come_in_their_order() -> None:
+    assert parts_of() == ["Clip", "Terminate", "Penalise"]
+    assert parts_of("penalty=none") == ["Clip", "Terminate"]
+    assert parts_of("filter=[]") == parts_of()
+
+
+def test_no_clip_lifts_the_limits() -> None:
+    assert composed().rollout.clip.margin == 0.5
+    assert composed("filter=[no_clip]").rollout.clip.margin == float("inf")
+    assert composed("filter=no_clip").rollout.clip.margin == float("inf")
+    assert parts_of("filter=[no_clip]") == parts_of()
+
+
+def test_penalty_and_coefficient_reach_the_filter() -> None:
+    cfg = composed("penalty=max_pairwise", "rollout.penalise.coefficient=3.5")
+    penalise = instantiate(cfg.rollout.penalise)
+    assert (penalise.name, penalise.coefficient, penalise.needs_members) == ("max_pairwise", 3.5, True)
+
+
+@pytest.mark.parametrize("penalty", ["max_pairwise", "ensemble_std"])
+def test_a_single_model_has_no_disagreement(penalty: str) -> None:
+    cfg = composed("dynamics=single", f"penalty={penalty}")
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    assert model.members == 1
+    with pytest.raises(
+        ConfigError, match=rf"{penalty} measures how several members disagree.*choose penalty=max_aleat"
+    ):
+        compose.build_imagination(cfg, problem, model)
+
+
+# -- tuned values ------------------------------------------------------------------------------------------------------
+
+
+def test_tuned_rows_by_name_then_family_then_default() -> None:
+    default = compose.tuned_values("mopo", task_for("x.npz", "Swimmer-v5"))
+    family = compose.tuned_values("mopo", find_task("mujoco/walker2d/expert-v0"))
+    name = compose.tuned_values("mopo", find_task("walker2d-medium-replay-v2"))
+    assert (default["rollout_length"], default["penalty_coefficient"]) == (5, 1.0)
+    assert (family["rollout_length"], family["penalty_coefficient"]) == (5, 2.5)
+    assert (name["rollout_length"], name["penalty_coefficient"]) == (1, 2.5)
+    assert compose.tuned_values("mopo", find_task("walker2d-medium-v2"))["penalty_coefficient"] == 0.5
+    assert name["updates"] == default["updates"] == 1_000_000
+
+
+def test_the_command_line_beats_the_table() -> None:
+    task = find_task("walker2d-medium-replay-v2")
+    assert composed(task=task).rollout.length == 1
+    assert composed("rollout.length=7", "updates=123", task=task).rollout.length == 7
+    assert composed("rollout.length=7", "updates=123", task=task).updates == 123
+    assert composed("dynamics.hidden=[8]", task=task).dynamics.hidden == [8]
+
+
+def test_own_data_in_a_known_environment_take_its_family_row(tmp_path: Path) -> None:
+    cfg = composed(task=task_for(str(tmp_path / "log.npz"), "Hopper-v5"))
+    assert cfg.rollout.penalise.coefficient == 5.0
+    assert cfg.dynamics.hidden == [200, 200, 200, 200]
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
+def test_every_tuned_row_names_a_task_or_family_and_only_known_keys(path: Path) -> None:
+    table = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(table, dict)
+    known = {"default"} | {word for task in all_tasks() for word in (task.name, task.family)}
+    assert set(table) <= known, sorted(set(table) - known)
+    for row, values in table.items():
+        assert set(values) <= set(table["default"]), row
+
+
+def test_every_tuned_key_is_used_and_every_used_key_is_there() -> None:
+    text = "".join(path.read_text() for path in FOLDER.rglob("*.yaml") if path.parent.name != "tuned")
+    for path in TUNED:
+        table = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(table, dict)
+        for key in table["default"]:
+            assert f"${{tuned:{key}}}" in text, key
+
+
+def test_a_missing_tuned_key_is_named(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"algo_name": "mopo", "x": "${tuned:no_such_value}", "checkpoint_seconds": None})
+    with pytest.raises(Exception, match=r"configs/tuned/mopo\.yaml has no 'no_such_value'"):
+        compose.resolve(cfg, find_task("pendulum"))
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("updates=abc", "updates=abc: expected a whole number, 1 or more"),
+        ("updates=0", "updates=0: expected"),
+        ("rollout.lanes=2.5", r"rollout.lanes=2.5: expected"),
+        ("seeds=0", "seeds=0: expected"),
+        ("seed=-1", "seed=-1: expected a whole number, 0 or more"),
+        ("dynamics.members=true", "dynamics.members=True: expected"),
+        ("checkpoint_seconds=often", "checkpoint_seconds=often: expected a number of seconds"),
+    ],
+)
+def test_numbers_of_a_wrong_kind_are_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        composed(override)
+
+
+def test_whole_numbers_may_be_written_as_powers_of_ten() -> None:
+    cfg = composed("updates=3e5", "rollout.lanes=1e4")
+    assert (cfg.updates, cfg.rollout.lanes) == (300_000, 10_000)
+    assert isinstance(cfg.updates, int)
+
+
+def test_seeds_count_up_from_the_first() -> None:
+    assert compose.seed_list(composed("seed=3", "seeds=4")) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.hidden=64", "^learner: "),
+        ("+learner.depth=3", "^learner: .*depth"),
+        ("+dynamics.depth=3", "^dynamics: .*depth"),
+        ("dynamics.elites=9", "^dynamics: dynamics.elites=9 must lie between 1 and dynamics.members=7"),
+    ],
+)
+def test_what_a_part_cannot_take_is_said_with_its_name(override: str, said: str) -> None:
+    cfg = composed(override)
+    problem = compose.load_problem(cfg)
+
+    def build() -> None:
+        compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"))
+        compose.build_model(cfg, problem, [0], torch.device("cpu"))
+
+    with pytest.raises(ConfigError, match=said):
+        build()
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def test_devices() -> None:
+    assert compose.choose_device("cpu") == torch.device("cpu")
+    assert compose.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ConfigError, match="device=gpu: expected auto, cpu, cuda"):
+        compose.choose_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="sees no CUDA device; use device=cpu"):
+        compose.choose_device("cuda:0")
