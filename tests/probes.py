@@ -43,24 +43,35 @@ def random_data(rows: int, obs_dim: int = 3, action_dim: int = 2, seed: int = 0)
 # -- problems with known values ----------------------------------------------------------------------------------------
 
 
+def everywhere(obs: float, reward: float, next_obs: float, terminal: bool, actions: int = 33) -> Transition:
+    """The same step for actions all over [-1, 1], so that critics know the value of whatever a policy does."""
+    same = torch.ones(actions)
+    return transitions(obs * same, torch.linspace(-1, 1, actions), reward * same, next_obs * same, [terminal] * actions)
+
+
+def joined(*parts: Transition) -> Transition:
+    """All rows of all parts."""
+    return Transition(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
 def constant_value() -> Transition:
     """One state, one step, reward 1: Q = 1."""
-    return transitions([0.0], [0.0], [1.0], [0.0], [True])
+    return everywhere(0.0, 1.0, 0.0, True)
 
 
 def observed_value() -> Transition:
     """The one step's reward is the observation, -1 or 1: Q(s) = s."""
-    return transitions([-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0], [0.0, 0.0], [True, True])
+    return joined(everywhere(-1.0, -1.0, 0.0, True), everywhere(1.0, 1.0, 0.0, True))
 
 
 def two_steps() -> Transition:
     """State 0 leads to state 1 for nothing, state 1 ends with reward 1: Q(1) = 1, Q(0) = discount."""
-    return transitions([0.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [False, True])
+    return joined(everywhere(0.0, 0.0, 1.0, False), everywhere(1.0, 1.0, 0.0, True))
 
 
 def endless() -> Transition:
     """One state that leads to itself with reward 1, and never ends: Q = 1 / (1 - discount), though rows run out."""
-    return transitions([0.0], [0.0], [1.0], [0.0], [False])
+    return everywhere(0.0, 1.0, 0.0, False)
 
 
 def better_action(best: float = 0.5, rows: int = 256) -> Transition:
