@@ -365,17 +365,18 @@ def find_task(cfg: DictConfig, given: TrainedRun | None) -> Task:
         TaskError: no such environment.
         ConfigError: a policy that was trained without one.
     """
-    env = cfg.env
-    horizon, env_kwargs = cfg.horizon, OmegaConf.to_container(cfg.env_kwargs)
-    assert isinstance(env_kwargs, dict)
+    env, horizon = cfg.env, cfg.horizon
+    asked = OmegaConf.to_container(cfg.env_kwargs)
+    assert isinstance(asked, dict)
+    env_kwargs = {str(key): value for key, value in asked.items()}
     if env == "auto":
         env = given.task.env if given else "Pendulum-v1"
         if env is None:
             raise ConfigError(f"policy={cfg.policy} was trained without an environment; give one by env=")
         if given:
-            horizon, env_kwargs = horizon or given.task.horizon, {**dict(given.task.env_kwargs), **env_kwargs}
+            horizon, env_kwargs = horizon or given.task.horizon, {**given.task.env_kwargs, **env_kwargs}
     task = task_for("online", env, horizon=horizon)
-    return dataclasses.replace(task, env_kwargs={str(key): value for key, value in env_kwargs.items()})
+    return dataclasses.replace(task, env_kwargs=env_kwargs)
 
 
 def prepare(cfg: DictConfig, task: Task, path: Path) -> DictConfig:

@@ -228,6 +228,25 @@ def test_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: P
     assert meta(path)["resumed"] == 1
 
 
+def test_killed_after_an_evaluation_and_before_the_first_checkpoint(reference: Reference, tmp_path: Path) -> None:
+    """There are returns and metrics, and no state to go on from."""
+    path = tmp_path / "run"
+    process = start(reference.words(path, reference.store, "checkpoint_seconds=1000"), tmp_path / "output")
+    kill_when(process, lambda: (path / "returns.npz").exists() and (path / "metrics.jsonl").exists())
+    assert newest(path / "checkpoints") == -1
+    assert main(["train", f"resume={path}"]) == 0
+    reference.assert_equal(path)
+
+
+def test_killed_before_it_began_can_be_started_anew(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    words = reference.words(path, reference.store)
+    kill_when(start(words, tmp_path / "output"), lambda: (path / ".hydra").exists() and not (path / "meta.json").exists())
+    assert main(["train", f"resume={path}"]) == 1
+    assert main(words) == 0
+    reference.assert_equal(path)
+
+
 def test_killed_again_and_again(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "run"
     words = reference.words(path, tmp_path / "store", FREQUENT)

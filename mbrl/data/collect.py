@@ -332,9 +332,7 @@ class OnlineTraining:
                     action=action[begin:end],
                     reward=reward[begin:end].copy(),
                     terminated=bool(seen.terminal[end - 1]),
-                    seed=int(
-                        torch.randint(2**31, (), generator=generator(self.player.seed, "collect", "training", number))
-                    ),
+                    seed=self.player.reset_seed("training", number),
                 )
             )
         return episodes
@@ -617,7 +615,7 @@ class Sets:
         numbers = statistics(episodes)
         reference = self._reference()
         say(f"writing {self.shelf.name(level)}: {describe(numbers)}")
-        if reference is None and not isinstance(self.source, GivenPolicy):
+        if reference is None and isinstance(self.source, OnlineTraining):
             say("note: without reference scores: the expert is no better than random actions", style="yellow")
         noted = {"id": self.shelf.name(level), "folder": str(self.shelf.root / self.shelf.name(level)), **numbers}
         self.run.write_meta(sets={**self.run.meta.get("sets", {}), level: noted})

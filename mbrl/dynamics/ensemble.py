@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def soft_clamp(raw: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 def predict(layers: Params, lower: Tensor, upper: Tensor, obs: Tensor, action: Tensor) -> Prediction:
     """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
-    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), F.silu)
+    # Without a graph the activations can be written over: less memory to walk through.
+    silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
+    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu)
     outputs = obs.shape[-1] + 1
     mean, raw_logvar = out[..., :outputs], out[..., outputs:]
     mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change
