@@ -132,7 +132,7 @@ class OfflineTraining:
         """Train to the end, or to update `until`; False if it was asked to stop and has saved, else True.
 
         Raises:
-            TrainingDiverged: a metric is not finite; the last checkpoint is from before.
+            TrainingDiverged: a metric or a weight is not finite; the last checkpoint is from before.
         """
         plan, learner = self.schedule, self.learner
         device = self.table.rows.device
@@ -159,11 +159,13 @@ class OfflineTraining:
             if finished or self.step % plan.evaluate_every == 0 or self.step % plan.log_every == 0:
                 scores: Mapping[str, float] = {}
                 if finished or self.step % plan.evaluate_every == 0:
+                    self._require_finite()
                     scores = self.evaluate(self.step)
                     self.logger.log_event(self.step, scores)
                 self._report(self.logger.flush(self.step), self.step - reported, scores)
                 reported = self.step
             if finished or self.should_stop() or time.monotonic() - last_save > plan.checkpoint_seconds:
+                self._require_finite()
                 self.save(self.step, self.state_dict())
                 last_save = time.monotonic()
                 if not finished and self.should_stop():
@@ -195,14 +197,23 @@ class OfflineTraining:
     def _report(self, row: Mapping[str, float], advance: int, scores: Mapping[str, float]) -> None:
         wrong = [name for name, value in row.items() if name.startswith("learner/") and not math.isfinite(value)]
         if wrong:
-            raise TrainingDiverged(
-                f"{', '.join(wrong)} not finite at update {self.step}. Usual causes: rewards on a large scale, a model "
-                "that runs away (raise rollout.penalise.coefficient, lower rollout.length), a learning rate too high. "
-                "The last checkpoint is from before."
-            )
+            raise self._diverged(", ".join(wrong))
         if self.progress is not None:
             shown = {"q": row.get("learner/q"), "critic loss": row.get("learner/critic_loss")}
             self.progress.update(advance, **shown, **{name.split("/")[-1]: value for name, value in scores.items()})
+
+    def _require_finite(self) -> None:
+        """Before the learner is scored or saved: metrics are only looked at when they are reported."""
+        weights = [*self.learner.actor, *self.learner.critics, self.learner.log_temperature]
+        if not bool(torch.stack([torch.isfinite(w).all() for w in weights]).all()):
+            raise self._diverged("weights")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} not finite at update {self.step}. Usual causes: rewards on a large scale, a model that runs away "
+            "(raise rollout.penalise.coefficient, lower rollout.length), a learning rate too high. "
+            "The last checkpoint is from before."
+        )
 
     def state_dict(self) -> StateDict:
         """Learner, imagined rows, step."""
