@@ -26,17 +26,18 @@ from rich.console import Console
 import mbrl
 from mbrl import compose
 from mbrl.capture import choose
+from mbrl.capture import describe as describe_choice
 from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
 from mbrl.dynamics.ensemble import FitReport
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
-from mbrl.evaluate import EvaluationError, Evaluator
+from mbrl.evaluate import EvaluationError, Evaluator, env_spec
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rundir import RunDirectory, StopRequest, read_json
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, read_json
 from mbrl.train import OfflineTraining, TrainingDiverged
 from mbrl.types import StateDict, Stateful
 
@@ -164,6 +165,7 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
         return 0
     compose.register_resolvers()
     compose.check_overrides(words, config_name)
+    overrides, flags = compose.split_words(words)
     status = 0
     failure: Exception | None = None
 
@@ -183,7 +185,7 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
     entry.__module__ = "mbrl.cli"
     decorated = hydra.main(config_path=str(compose.config_folder()), config_name=config_name, version_base="1.3")(entry)
     before = sys.argv
-    sys.argv = [f"mbrl {config_name}", *words]
+    sys.argv = [f"mbrl {config_name}", *overrides, *flags]  # Hydra's parser takes flags in the middle for an error
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `main`, which says them in one line
     try:
         decorated()
@@ -588,6 +590,14 @@ class Run:
     def summarise(self, status: str, step: int) -> dict[str, Any]:
         """Write `summary.json` and close the log."""
         seconds = self.logger.seconds
+        task, plan = self.problem.task, self.cfg.eval
+        if task.env is None:
+            protocol = f"not scored: no simulator; metrics.jsonl has the model's estimate every {plan.every} updates"
+        else:
+            protocol = (
+                f"{plan.episodes} episodes per seed with the deterministic policy every {plan.every} updates in "
+                f"{task.env}, horizon {task.horizon}; final = mean of the last {FINAL_EVALUATIONS} evaluations"
+            )
         summary = self.run.write_summary(
             status=status,  # type: ignore[arg-type]
             updates=step,
@@ -595,12 +605,8 @@ class Run:
             wall_seconds=seconds,
             behaviour_return_mean=self.run.meta.get("behaviour_return_mean"),
             behaviour_return_max=self.run.meta.get("behaviour_return_max"),
-            label=self.problem.task.label,
-            protocol=(
-                f"{self.cfg.eval.episodes} episodes per seed with the deterministic policy every {self.cfg.eval.every} "
-                f"updates in {self.problem.task.env}, horizon {self.problem.task.horizon}; final = mean of the last 10 "
-                "evaluations"
-            ),
+            label=task.label,
+            protocol=protocol,
         )
         self.run.write_meta(status=status)
         self.logger.close(status)
@@ -633,7 +639,7 @@ def eval_verb(words: list[str]) -> int:
         "mbrl eval", description="Score a trained policy again; nothing in the run is changed."
     )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--episodes", type=int, default=20, help="episodes per seed (default 20)")
+    parser.add_argument("--episodes", type=_count, default=20, help="episodes per seed (default 20)")
     parser.add_argument("--env", help="another environment than the run's")
     parser.add_argument("--evaluation", type=int, default=0, help="chooses the episodes' reset seeds (default 0)")
     parser.add_argument("--video", type=Path, metavar="FILE", help="film one episode of the first seed (.mp4 or .gif)")
@@ -645,18 +651,27 @@ def eval_verb(words: list[str]) -> int:
     env = parsed.env or task.env
     if env is None:
         raise ConfigError(f"{path} was trained without an environment; give one by --env")
+    same = env == task.env
+    horizon, env_kwargs = (task.horizon, task.env_kwargs) if same else (saved_config(path).horizon, None)
+    spec = env_spec(env, env_kwargs, horizon)
+    have, want = (saved["obs_dim"], saved["action_dim"]), (spec.observation_dim, len(spec.action_low))
+    if have != want:
+        raise ConfigError(
+            f"the policy of {path} takes observations of {have[0]} and makes actions of {have[1]} dimensions, but "
+            f"{env} has {want[0]} and {want[1]}; give the environment it was trained for"
+        )
     evaluator = Evaluator(
         env,
         episodes=parsed.episodes,
         seeds=saved["seeds"],
-        horizon=task.horizon,
-        env_kwargs=task.env_kwargs if env == task.env else None,
+        horizon=horizon,
+        env_kwargs=env_kwargs,
         action_low=np.asarray(saved["action_low"], np.float32),
         action_high=np.asarray(saved["action_high"], np.float32),
     )
     done = evaluator(learner.act, parsed.evaluation)
-    console = Console()
-    reference = task.reference if env == task.env else None
+    console = Console(soft_wrap=True)
+    reference = task.reference if same else None
     for seed, returns, lengths in zip(saved["seeds"], done.returns, done.lengths, strict=True):
         line = f"seed {seed}: return {returns.mean():.2f} +- {returns.std():.2f} over {len(returns)} episodes"
         line += f", length {lengths.mean():.1f}"
@@ -675,6 +690,13 @@ def eval_verb(words: list[str]) -> int:
         console.print(f"video: {parsed.video}", highlight=False)
     evaluator.close()
     return 0
+
+
+def _count(word: str) -> int:
+    """An argument that counts something."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number of 1 or more")
+    return int(word)
 
 
 if __name__ == "__main__":

@@ -71,25 +71,32 @@ def hint(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(unique)}?" if unique else ""
 
 
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and the flags of Hydra with their values, wherever they stand among each other."""
+    known, rest = get_args_parser().parse_known_args(list(words))
+    overrides = [*known.overrides, *(word for word in rest if not word.startswith("-"))]
+    return overrides, [word for word in words if word not in overrides]
+
+
 def check_overrides(words: Sequence[str], config_name: str) -> None:
     """Refuse a misspelt key or group option before anything runs, naming the nearest right one.
 
     Raises:
         ConfigError: a word that does not parse, an unknown key, an unknown option of a group.
     """
-    flags, rest = get_args_parser().parse_known_args(list(words))
-    overrides = [*flags.overrides, *(word for word in rest if not word.startswith("-"))]
+    overrides, flags = split_words(words)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"cannot read an override: {str(error).splitlines()[0]}") from None
     folders = [config_folder()]
     chosen = []
-    if flags.config_dir:
-        folders.append(Path(flags.config_dir).resolve())
+    own_folder = get_args_parser().parse_args(flags).config_dir
+    if own_folder is not None:
+        folders.append(Path(own_folder).resolve())
         chosen.append(f"hydra.searchpath=['file://{folders[1]}']")
         if not folders[1].is_dir():
-            raise ConfigError(f"--config-dir {flags.config_dir}: there is no such folder")
+            raise ConfigError(f"--config-dir {own_folder}: there is no such folder")
     groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "tuned"}
     own = [o for o in parsed if o.key_or_group in groups]
     for override in own:

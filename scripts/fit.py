@@ -2,6 +2,8 @@
 
 import sys
 
+sys.path.pop(0)  # this folder, whose inspect.py would hide the standard library's
+
 from mbrl.cli import main
 
 if __name__ == "__main__":
