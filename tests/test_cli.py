@@ -1,0 +1,520 @@
+"""The command line as people use it: help, mistakes, runs, and what lies in the run directory afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from mbrl.cli import main
+from mbrl.data.builtin import pendulum_log
+
+VERBS = ("train", "fit", "collect", "inspect", "eval")
+TINY = [
+    "updates=40",
+    "batch_size=16",
+    "log_every=20",
+    "eval.every=20",
+    "eval.episodes=2",
+    "eval.model_horizon=5",
+    "learner.hidden=[16]",
+    "dynamics.hidden=[16]",
+    "dynamics.max_epochs=1",
+    "rollout.lanes=20",
+    "rollout.length=2",
+]
+PENDULUM = [*TINY, "env=Pendulum-v1", "horizon=20"]
+
+# A contract (docs/run_directory.md): scripts rely on it.
+FILES = {
+    ".hydra", "meta.json", "metrics.jsonl", "metrics.csv", "returns.npz", "summary.json", "checkpoints", "policy.pt",
+    "learning_curve.png", "config.yaml",
+}  # fmt: skip
+SUMMARY = {
+    "status", "updates", "seeds", "behaviour_return_mean", "final_return_mean", "final_score_mean", "per_seed",
+    "updates_per_second", "wall_seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of the pendulum, as a user's own file: no environment id in it."""
+    path = tmp_path_factory.mktemp("data") / "log.npz"
+    rows = {k: v[:400] for k, v in pendulum_log(controlled=True).items() if v.ndim and not k.startswith("action_")}
+    np.savez(path, **rows)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def words(log: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`mbrl train` on the log without a simulator, into tmp_path/run."""
+    monkeypatch.chdir(tmp_path)
+    return ["train", f"dataset={log}", "env=null", *TINY, f"store={store}", f"run_dir={tmp_path / 'run'}"]
+
+
+@pytest.fixture(scope="module")
+def finished(log: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a simulator, done."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["train", f"dataset={log}", *PENDULUM, f"store={store}", f"run_dir={path}"]) == 0
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def run(words: list[str]) -> int:
+    """Exit status, also where argparse ends the process."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]], ids=" ".join)
+def test_help_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"mbrl {verb}" in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"mbrl {verb}" in said
+    assert len(said.splitlines()) >= 5
+
+
+def test_help_of_train_lists_the_options_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    said = capsys.readouterr().out
+    for option in ("mopo", "no_clip", "single", "max_aleatoric", "max_pairwise", "resume=", "seeds="):
+        assert option in said
+    assert "{" not in said
+
+
+@pytest.mark.parametrize("verb", ["inspect", "eval"])
+def test_verbs_that_need_a_word_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb]) == 2
+    assert f"usage: mbrl {verb}" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mbrl 0.")
+
+
+def test_configuration_is_printed_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--cfg", "job", "dynamics=single"]) == 0
+    said = capsys.readouterr().out
+    assert "updates: ${tuned:updates}" in said
+    assert "members: 1" in said
+    assert not list(tmp_path.iterdir())
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "there is no verb 'trian'; did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (["updatess=3"], "no key 'updatess'; did you mean updates"),
+        (["lerner.critics=2"], "no key 'lerner.critics'; did you mean learner.critics"),
+        (["algo=mopoo"], "algo=mopoo: no such option; did you mean mopo?"),
+        (["filter=[no_clp]"], "filter=no_clp: no such option; did you mean no_clip?"),
+        (["dynamics=singel"], "dynamics=singel: no such option; did you mean single?"),
+        (
+            ["rollout.penalise.coeficient=1"],
+            "no key 'rollout.penalise.coeficient'; did you mean rollout.penalise.coefficient",
+        ),
+        (["dataset=null", "task=hopper-medum-v2"], "no task is called 'hopper-medum-v2'; nearest: hopper-medium-v2"),
+        (["dataset={folder}/lgo.npz"], "log.npz"),
+        (["dataset=builtin:pendulm"], "builtin:pendulum"),
+        (["env=Pendulum-v0"], "env=Pendulum-v0 is not a Gymnasium environment; nearest: Pendulum-v1"),
+        (
+            ["env=Hopper-v5"],
+            "`actions` has 1 columns, the environment's action space has shape (3,)",
+        ),
+        (["termination=hoper"], "no termination function is called 'hoper'; nearest: hopper"),
+        (["termination=no_such_module:rule"], "no module named 'no_such_module'"),
+        (["logger=tensorbord"], "did you mean 'tensorboard'?"),
+        (
+            ["dynamics=single", "penalty=max_pairwise"],
+            "measures how several members disagree, and dynamics.members is 1",
+        ),
+        (["device=gpu"], "device=gpu: expected auto, cpu, cuda"),
+        (["updates=many"], "updates=many: expected a whole number"),
+        (["compile=fast"], "compile=fast is unknown; it is auto, eager, compile or graph"),
+        (["penalty=none,max_aleatoric"], "--multirun"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (["updates"], "cannot read an override: Error parsing override 'updates'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_said_and_leaves_nothing(
+    mistake: list[str],
+    said: str,
+    words: list[str],
+    log: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mistake = [word.format(folder=log.parent) for word in mistake]
+    assert main([*words, *mistake]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert said in error
+    assert error.startswith("mbrl train: ")
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_leaves_files_that_are_not_ours(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert main([*words, "task=nonsense", "dataset=null"]) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("verb", ["train", "fit"])
+def test_a_run_is_never_overwritten(
+    verb: str, words: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert main([verb, *words[1:-1], "learner.discount=0.5", f"run_dir={finished}"]) == 1
+    error = capsys.readouterr().err
+    assert "already holds a run" in error
+    assert f"mbrl {verb} resume={finished}" in error
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={tmp_path}"]) == 1
+    assert "is not a run directory: it has no meta.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_resume_names_a_misspelt_key(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={finished}", "updatess=3"]) == 1
+    assert "no key 'updatess'; did you mean updates" in capsys.readouterr().err
+
+
+def test_resume_with_other_data_is_refused(words: list[str], log: Path, tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "mine.npz"
+    data.write_bytes(log.read_bytes())
+    assert main([*words, f"dataset={data}"]) == 0
+    with np.load(log) as file:
+        np.savez(data, **{**file, "rewards": file["rewards"] + 1})
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 1
+    assert "is not the dataset that" in capsys.readouterr().err
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_keeps_its_contract(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} >= FILES
+    summary = read(finished / "summary.json")
+    assert set(summary) >= SUMMARY
+    assert (summary["status"], summary["updates"], summary["seeds"]) == ("finished", 40, [0])
+    assert summary["final_score_mean"] is None  # Pendulum has no reference returns
+    assert summary["per_seed"] == [
+        {"seed": 0, "final_return_mean": summary["final_return_mean"], "final_score_mean": None}
+    ]
+    assert summary["updates_per_second"] > 0
+    assert summary["wall_seconds"] > 0
+    with np.load(finished / "returns.npz", allow_pickle=False) as file:
+        assert file["updates"].tolist() == [20, 40]
+        assert file["returns"].shape == (2, 1, 2)
+        assert file["returns"].mean() == pytest.approx(summary["final_return_mean"])
+    meta = read(finished / "meta.json")
+    assert meta["status"] == "finished"
+    assert (meta["env"], meta["horizon"], meta["seeds"], meta["device"]) == ("Pendulum-v1", 20, [0], "cpu")
+    assert {"torch", "numpy", "gymnasium", "mbrl"} <= set(meta["versions"])
+    assert len(meta["dataset_hash"]) >= 16
+    assert OmegaConf.load(finished / ".hydra" / "config.yaml").updates == 40
+    assert OmegaConf.load(finished / "config.yaml").rollout.penalise.coefficient == 0.5  # of the family pendulum
+
+
+def test_the_dataset_s_own_return_is_the_comparison(finished: Path, log: Path) -> None:
+    with np.load(log) as file:
+        episodes = file["rewards"].reshape(2, 200).sum(1)
+    summary = read(finished / "summary.json")
+    assert summary["behaviour_return_mean"] == pytest.approx(episodes.mean(), rel=1e-5)
+
+
+def test_metrics_are_the_same_in_both_files(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [20, 40]
+    assert {"learner/critic_loss", "learner/q", "rollout/kept", "eval/return", "time/seconds"} <= set(rows[0]) | set(
+        rows[1]
+    )
+    with open(finished / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, cells in zip(rows, table, strict=True):
+        assert {name: float(cells[name]) for name in row} == row
+
+
+def test_policy_and_checkpoints_need_no_pickle(finished: Path) -> None:
+    policy = torch.load(finished / "policy.pt", weights_only=True)
+    assert (policy["obs_dim"], policy["action_dim"], policy["seeds"], policy["updates"]) == (3, 1, [0], 40)
+    assert (policy["action_low"], policy["action_high"]) == ([-2.0], [2.0])  # of the environment, not of the data
+    (checkpoint,) = (finished / "checkpoints").glob("*.pt")
+    assert torch.load(checkpoint, weights_only=True)["training"]["step"] == 40
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_two_runs_of_one_configuration_are_one(finished: Path, log: Path, store: Path, tmp_path: Path) -> None:
+    assert main(["train", f"dataset={log}", *PENDULUM, f"store={store}", f"run_dir={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / "policy.pt").read_bytes() == (finished / "policy.pt").read_bytes()
+
+
+def test_without_a_simulator_nothing_is_claimed(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    run_dir = tmp_path / "run"
+    said = capsys.readouterr().out
+    assert "nothing is scored" in said
+    assert "what the model believes" in said
+    assert not (run_dir / "returns.npz").exists()
+    assert (run_dir / "model_curve.png").stat().st_size > 1000
+    summary = read(run_dir / "summary.json")
+    assert set(summary) >= SUMMARY
+    assert (summary["final_return_mean"], summary["final_score_mean"], summary["evaluations"]) == (None, None, 0)
+    assert summary["per_seed"] == [{"seed": 0, "final_return_mean": None, "final_score_mean": None}]
+    assert summary["protocol"].startswith("not scored: no simulator")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert {"model/return", "model/length", "model/uncertainty", "model/q_start"} <= set(rows[-1])
+    assert 0 < rows[-1]["model/length"] <= 5
+    assert not any(name.startswith("eval/") for row in rows for name in row)
+
+
+def test_a_fitted_model_is_found_again(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = [*words[1:-2], f"store={tmp_path / 'models'}"]
+    assert main(["fit", *own, f"run_dir={tmp_path / 'fit'}"]) == 0
+    assert "held-out squared error" in capsys.readouterr().out
+    assert read(tmp_path / "fit" / "meta.json")["dynamics"]["from"] == "fitted"
+    assert not (tmp_path / "fit" / "policy.pt").exists()
+
+    assert main(["train", *own, f"run_dir={tmp_path / 'train'}"]) == 0
+    dynamics = read(tmp_path / "train" / "meta.json")["dynamics"]
+    assert dynamics == read(tmp_path / "fit" / "meta.json")["dynamics"] | {"from": "store"}
+    assert "dynamics model from the store" in capsys.readouterr().out
+
+    assert main(["train", *own, "dynamics.hidden=[8]", f"run_dir={tmp_path / 'other'}"]) == 0
+    assert read(tmp_path / "other" / "meta.json")["dynamics"]["from"] == "fitted"
+
+
+def test_seeds_side_by_side(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "env=Pendulum-v1", "horizon=20", "seed=3", "seeds=2"]) == 0
+    run_dir = tmp_path / "run"
+    summary = read(run_dir / "summary.json")
+    assert summary["seeds"] == [3, 4]
+    with np.load(run_dir / "returns.npz") as file:
+        assert file["returns"].shape == (2, 2, 2)
+        by_seed = file["returns"].mean((0, 2))
+    assert [row["seed"] for row in summary["per_seed"]] == [3, 4]
+    assert [row["final_return_mean"] for row in summary["per_seed"]] == pytest.approx(by_seed.tolist())
+    assert by_seed[0] != by_seed[1]
+    row = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"learner/q", "learner/q/seed_3", "learner/q/seed_4", "eval/return/seed_3"} <= set(row)
+
+
+def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> None:
+    assert main([*words[:-1], "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
+    for job, seed in (("0", 0), ("1", 1)):
+        assert read(tmp_path / "sweep" / job / "summary.json")["seeds"] == [seed]
+        assert (tmp_path / "sweep" / job / "policy.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["penalty=max_pairwise"],
+        ["penalty=none", "filter=[no_clip]"],
+        ["dynamics=single", "penalty=max_aleatoric", "filter=[]"],
+    ],
+    ids=" ".join,
+)
+def test_choices_run(choice: list[str], words: list[str], tmp_path: Path) -> None:
+    assert main([*words, *choice]) == 0
+    assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
+
+
+def test_options_of_ones_own_folder(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine" / "penalty").mkdir(parents=True)
+    (tmp_path / "mine" / "penalty" / "gentle.yaml").write_text(
+        "# @package rollout\ndefaults: [max_aleatoric, _self_]\npenalise: {coefficient: 0.125}\n"
+    )
+    assert main([*words, "--config-dir", str(tmp_path / "mine"), "penalty=gentle"]) == 0
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").rollout.penalise.coefficient == 0.125
+    assert main([*words, "--config-dir", str(tmp_path / "mine"), "penalty=gentel", "run_dir=other"]) == 1
+    assert "penalty=gentel: no such option; did you mean gentle?" in capsys.readouterr().err
+
+
+def test_tensorboard(words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main([*words, "logger=tensorboard"]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("learner/q")] == [20, 40]
+
+
+def test_a_logger_may_be_added_at_a_resume(words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert main(words) == 0
+    assert main(["train", f"resume={tmp_path / 'run'}", "logger=tensorboard"]) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+OWN_MODULE = """
+import gymnasium, numpy, torch
+
+def upside_down(obs, action, next_obs):
+    return next_obs[..., 0] < 0.5
+
+def plant(start=0.0):
+    return Plant(start)
+
+class Plant(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9.0, 9.0, (3,), numpy.float32)
+    action_space = gymnasium.spaces.Box(-3.0, 3.0, (1,), numpy.float32)
+
+    def __init__(self, start):
+        self.start = start
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return numpy.array([1, 0, self.start], numpy.float32), {}
+
+    def step(self, action):
+        return numpy.array([1, 0, 0], numpy.float32), 0.5, False, False, {}
+"""
+
+
+def test_own_environment_and_termination_by_import_path(log: Path, store: Path, tmp_path: Path) -> None:
+    """A real process, as PYTHONPATH is read at its start."""
+    (tmp_path / "my_plant.py").write_text(OWN_MODULE)
+    own = ["env=my_plant:plant", "horizon=7", "termination=my_plant:upside_down"]
+    done = command(["train", f"dataset={log}", *TINY, *own, f"store={store}", "run_dir=run"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["final_return_mean"] == 3.5  # 7 steps of 0.5
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["rollout/terminal"] > 0.1  # half of all angles
+    assert torch.load(tmp_path / "run" / "policy.pt", weights_only=True)["action_high"] == [3.0]
+
+
+def command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mbrl.cli", *words],
+        cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+
+
+def test_scripts_are_the_verbs(tmp_path: Path) -> None:
+    scripts = Path(__file__).parents[1] / "scripts"
+    for verb in VERBS:
+        assert verb in (scripts / f"{verb}.py").read_text()
+    done = subprocess.run(
+        [sys.executable, scripts / "train.py", "updatess=3"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "did you mean updates" in done.stderr
+
+
+# -- eval and inspect --------------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_and_changes_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert main(["eval", str(finished), "--episodes", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "seed 0: return -" in said
+    assert "over 2 episodes, length 20.0" in said
+    assert "in Pendulum-v1" in said
+    assert "the dataset's mean is" in said
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    main(["eval", str(finished), "--episodes", "2"])
+    assert capsys.readouterr().out == said
+
+
+def test_eval_repeats_an_evaluation_of_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(finished), "--episodes", "2", "--evaluation", "40"]) == 0
+    with np.load(finished / "returns.npz") as file:
+        assert f"mean return {file['returns'][-1].mean():.2f} in Pendulum-v1" in capsys.readouterr().out
+
+
+def test_eval_of_another_environment(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(finished), "--env", "Hopper-v5"]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "takes observations of 3 and makes actions of 1 dimensions, but Hopper-v5 has 11 and 3" in error
+    assert "Traceback" not in error
+
+
+def test_eval_without_a_simulator(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(words) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 1
+    assert "was trained without an environment; give one by --env" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "run"), "--env", "Pendulum-v1", "--episodes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "length 200.0" in said  # the environment's own
+    assert "in Pendulum-v1 (raw: no reference scores)" in said
+
+
+def test_eval_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(tmp_path)]) == 1
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("episodes", ["0", "-1"])
+def test_eval_of_no_episodes(finished: Path, episodes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(finished), f"--episodes={episodes}"]) == 2
+    assert "--episodes" in capsys.readouterr().err
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "builtin:pendulum"]) == 0
+    said = capsys.readouterr().out
+    assert "40,000" in said
+    assert "200" in said
+
+
+def test_inspect_of_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "none.npz")]) == 1
+    error = capsys.readouterr().err
+    assert "none.npz" in error
+    assert "Traceback" not in error
