@@ -67,6 +67,8 @@ def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[i
             return Choice("graph", steps, "a CUDA device: launches would cost more than the arithmetic")
         if updates < WORTH_COMPILING:
             return Choice("eager", 1, f"{updates:,} updates are done before compiling would have paid")
+        if not has_compiler():
+            return Choice("eager", 1, "no C++ compiler is at hand")
         return Choice("compile", steps, f"{updates:,} updates pay for a minute of compiling")
     if mode == "eager":
         return Choice("eager", 1, "as asked")
@@ -77,6 +79,18 @@ def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[i
     if mode not in ("compile", "graph"):
         raise ValueError(f"compile={mode} is unknown; it is auto, eager, compile or graph")
     return Choice(mode, steps, "as asked")
+
+
+def has_compiler() -> bool:
+    """Whether torch finds a C++ compiler, which compiling for a CPU needs."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and not needed by short runs
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def capture(step: Step, mode: Literal["eager", "compile", "graph"]) -> Step:
