@@ -153,6 +153,8 @@ class Collect:
             author_email=tuple(cfg.author_email),
             code_permalink=cfg.code_permalink,
         )
+        if begun is None:
+            self.shelf.refuse_taken(self.levels)
         self.player = Player(
             self.task.env,
             seed=cfg.seed,
@@ -176,7 +178,6 @@ class Collect:
         self.training = None if given or self.levels == ["random"] else self.make_training()
         settings = self.settings()
         if begun is None:
-            self.shelf.refuse_taken(self.levels)
             path.mkdir(parents=True, exist_ok=True)
             text = OmegaConf.to_yaml(cfg).encode()
             atomic_write(path / "config.yaml", lambda file: file.write(text))
