@@ -241,7 +241,8 @@ def test_killed_after_an_evaluation_and_before_the_first_checkpoint(reference: R
 def test_killed_before_it_began_can_be_started_anew(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "run"
     words = reference.words(path, reference.store)
-    kill_when(start(words, tmp_path / "output"), lambda: (path / ".hydra").exists() and not (path / "meta.json").exists())
+    process = start(words, tmp_path / "output")
+    kill_when(process, lambda: (path / ".hydra").exists() and not (path / "meta.json").exists())
     assert main(["train", f"resume={path}"]) == 1
     assert main(words) == 0
     reference.assert_equal(path)
@@ -335,8 +336,7 @@ def command(words: list[str]) -> subprocess.Popen[str]:
 def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_path: Path) -> None:
     moments: dict[str, tuple[signal.Signals, Callable[[Path], bool]]] = {
         "term-in-fit": (signal.SIGTERM, lambda path: inside_fit(path, 1)),
-        "term": (signal.SIGTERM, lambda path: after_update(path, 60)),
-        "int": (signal.SIGINT, lambda path: after_update(path, 60)),
+        "int-in-training": (signal.SIGINT, lambda path: after_update(path, 60)),
     }
     processes = {}
     for name in moments:
