@@ -54,9 +54,7 @@ class Episode:
 
 def minari_root(folder: Path | None) -> Path:
     """Where Minari datasets live: `folder`, else `$MINARI_DATASETS_PATH`, else `~/.minari/datasets`."""
-    if folder is not None:
-        return folder.expanduser().resolve()
-    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    return Path(folder or os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets").expanduser()
 
 
 def dataset_id(namespace: str, env: str, level: str, version: int) -> str:
@@ -135,6 +133,7 @@ def write_minari(
     from minari.data_collector import EpisodeBuffer
     from minari.namespace import create_namespace, list_local_namespaces
 
+    root = root.resolve()  # Minari fails in a relative folder
     target = root / name
     if target.exists():
         raise DatasetError(f"{target} exists already; choose another version=, namespace= or out=")

@@ -479,11 +479,12 @@ def test_hdf5_has_d4rls_layout_and_replaces_whole(tmp_path: Path) -> None:
 
 def test_minari_set_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", "unchanged")
+    monkeypatch.chdir(tmp_path)
     env = make_env("Pendulum-v1")
     with pytest.raises(TypeError):  # JSON cannot hold it: fails when all data are written already
         write_minari(tmp_path, "a-b/c/one-v0", two_episodes(), env, {"bad": object()}, **SETTINGS)
     assert list(tmp_path.iterdir()) == []
-    folder = write_minari(tmp_path, "a-b/c/one-v0", two_episodes(), env, {"good": [1]}, **SETTINGS)
+    folder = write_minari(Path(), "a-b/c/one-v0", two_episodes(), env, {"good": [1]}, **SETTINGS)
     assert write.read_metadata(tmp_path, "a-b/c/one-v0") is not None
     with pytest.raises(DatasetError, match="exists already"):
         write_minari(tmp_path, "a-b/c/one-v0", two_episodes(), env, {}, **SETTINGS)
