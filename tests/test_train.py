@@ -206,6 +206,20 @@ def test_draws_of_several_updates_are_those_of_each() -> None:
                 assert torch.equal(ours[:, i : i + 1], one)
 
 
+def test_rollouts_are_functions_of_seed_and_update(tmp_path: Path) -> None:
+    training = Run(tmp_path).training
+    rings = []
+    for step in (0, 20, 0):
+        training.step = step
+        training.table.written.zero_()
+        training.imagine()
+        rings.append([training.table.imagined(s).obs.clone() for s in range(2)])
+    for s in range(2):
+        assert torch.equal(rings[0][s], rings[2][s])
+        assert not torch.equal(rings[0][s][:30], rings[1][s][:30])  # start states are drawn anew
+    assert not torch.equal(rings[0][0][:30], rings[0][1][:30])  # and by each seed
+
+
 # -- divergence --------------------------------------------------------------------------------------------------------
 
 
