@@ -191,6 +191,18 @@ def test_predict_is_the_normalised_network_in_a_loop() -> None:
             torch.testing.assert_close(std[s, e], (logvar / 2).exp(), rtol=1e-4, atol=1e-5)
 
 
+def test_the_elite_view_says_what_the_elites_say() -> None:
+    model = small((0, 7), members=4, elites=2)
+    model.fit(random_data(300))
+    obs, action = torch.randn(2, 9, 3), torch.randn(2, 9, 2)
+    whole, view = model.predict(obs, action), model.elite_view()
+    assert view.elites.tolist() == [[0, 1], [0, 1]]
+    for ours, theirs in zip(view.predict(obs, action), whole, strict=True):
+        assert ours.shape == (2, 2, 9, 4)
+        for s in range(2):
+            torch.testing.assert_close(ours[s], theirs[s, model.elites[s]], rtol=1e-5, atol=1e-6)
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
