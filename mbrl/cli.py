@@ -26,7 +26,6 @@ from rich.console import Console
 import mbrl
 from mbrl import compose
 from mbrl.capture import choose
-from mbrl.capture import describe as describe_choice
 from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.tasks import TaskError
@@ -48,8 +47,7 @@ USER_ERRORS = (
     CheckpointError,
     EvaluationError,
     TrainingDiverged,
-    FileNotFoundError,
-    FileExistsError,
+    OSError,
     ModuleNotFoundError,
     ValueError,
     FloatingPointError,
