@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mbrl import compose
 from mbrl.cli import main
 from mbrl.data.builtin import pendulum_log
 
@@ -176,6 +178,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
         (["compile=fast"], "compile=fast is unknown; it is auto, eager, compile or graph"),
         (["penalty=none,max_aleatoric"], "--multirun"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (["run_dir={folder}/log.npz/run"], "Not a directory"),
         (["updates"], "cannot read an override: Error parsing override 'updates'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -441,6 +444,15 @@ def command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "mbrl.cli", *words],
         cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
+
+
+def test_commands_in_the_documents_have_the_right_words() -> None:
+    root = Path(__file__).parents[1]
+    lines = [line for file in (root / "README.md", *root.glob("docs/*.md")) for line in file.read_text().splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("mbrl train ", "mbrl fit "))]
+    assert len(commands) >= 4
+    for words in commands:
+        compose.check_overrides([word for word in words[2:] if not word.startswith("resume=")], "train")
 
 
 def test_scripts_are_the_verbs(tmp_path: Path) -> None:

@@ -128,8 +128,9 @@ def child(words: list[str], output: str) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    run_dir = next(word.partition("=")[2] for word in words if word.startswith(("run_dir=", "resume=")))
-    os.environ["MBRL_TEST_RUN"] = run_dir
+    for word in words:
+        if word.startswith(("run_dir=", "resume=")):
+            os.environ["MBRL_TEST_RUN"] = word.partition("=")[2]
     sys.exit(main(words))
 
 
@@ -317,6 +318,22 @@ def flip_bits(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
+
+
+def test_a_stop_ends_the_sweep(reference: Reference, tmp_path: Path) -> None:
+    words = reference.words(tmp_path, reference.store, FREQUENT)
+    words = [word for word in words if not word.startswith("run_dir=")]
+    sweep = tmp_path / "sweep"
+    process = start([*words, "-m", "seed=0,1", f"hydra.sweep.dir={sweep}"], tmp_path / "output")
+    while process.is_alive() and not after_update(sweep / "0", 60):
+        time.sleep(0.001)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 130
+    assert meta(sweep / "0")["status"] == "interrupted"
+    assert not (sweep / "1").exists()
+    assert main(["train", f"resume={sweep / '0'}"]) == 0
+    reference.assert_equal(sweep / "0")
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
