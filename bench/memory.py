@@ -119,7 +119,8 @@ def main() -> int:
 {arguments.rows:,} transitions of Hopper's size (11 observations, 3 actions) in an HDF5 file of {size:.0f} MB; one seed.
 Python {platform.python_version()}, {platform.machine()}, CPU, one thread. Resident high-water marks, Python and torch
 included. Dynamics: 7 networks of 4 x 200, one epoch. Rollouts: 50,000 lanes of 5 steps, five times, into a ring
-of 1,250,000 rows, of which {imagined:,.0f} were filled. 2,000 updates with the published networks, evaluation in Hopper-v5.
+of 1,250,000 rows, of which {imagined:,.0f} were filled. 2,000 updates with the published networks, evaluation in
+Hopper-v5.
 
 | | peak | seconds |
 |---|---|---|
