@@ -21,7 +21,10 @@ def transitions(
     terminal: Sequence[bool] | Tensor,
 ) -> Transition:
     """Real rows of a problem with one observation and one action dimension, from columns of length N."""
-    column = lambda x: torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1)  # noqa: E731
+
+    def column(values: Sequence[float] | Tensor) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1)
+
     end = torch.as_tensor(terminal)
     return Transition(
         column(obs), column(action), column(reward)[:, 0], column(next_obs), end, torch.ones_like(end, dtype=torch.bool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,9 @@ import torch
 from probes import random_data
 
 from mbrl.checkpoint import load_latest
-from mbrl.dynamics import store
+from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
-from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
+from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 
 DATA = random_data(200)
 
@@ -39,7 +40,8 @@ def flip_a_byte(path: Path) -> None:
 
 
 def test_the_second_run_does_not_fit(tmp_path: Path) -> None:
-    first, second, epochs = small(0), small(0), []
+    first, second = small(0), small(0)
+    epochs: list[FitReport] = []
     assert fit_or_load(first, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run1") == "fitted"
     found = fit_or_load(second, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run2", on_epoch=epochs.append)
     assert found == "store"
@@ -69,14 +71,14 @@ def test_key_depends_on_data_settings_and_code(monkeypatch: pytest.MonkeyPatch) 
         store_key("other data", settings),
         store_key("data", settings | {"members": 5}),
         store_key("data", settings | {"max_epochs": 3}),
-        store_key("data", settings, code=store.CODE[:-1]),
+        store_key("data", settings, code=CODE[:-1]),
     ]
-    source = store.inspect.getsource
+    source = inspect.getsource
 
     def edited(module: ModuleType) -> str:
-        return source(module) + ("# edited" if module is store.ensemble else "")
+        return source(module) + ("# edited" if module is ensemble else "")
 
-    monkeypatch.setattr(store.inspect, "getsource", edited)
+    monkeypatch.setattr(inspect, "getsource", edited)
     others.append(store_key("data", settings))
     assert len({key, *others}) == 6
 
@@ -107,16 +109,18 @@ def test_stacked_and_single_runs_share_seeds(tmp_path: Path) -> None:
 def test_interrupted_fit_goes_on_bitwise(tmp_path: Path) -> None:
     straight = small(0, 1, max_epochs=6)
     straight.fit(DATA)
-    scratch, epochs = tmp_path / "run", []
+    scratch = tmp_path / "run"
+    epochs: list[int] = []
+
+    def on_epoch(report: FitReport) -> None:
+        epochs.append(report.epoch)
+
     for stop in (2, 3):  # interrupted twice
-
-        def on_epoch(report: FitReport) -> None:
-            epochs.append(report.epoch)
-
+        before = stop - 1
         with pytest.raises(FitInterrupted, match=f"stopped after epoch {stop} of fitting; the state is saved"):
             fit_or_load(
                 small(0, 1, max_epochs=6), DATA, key="k", root=tmp_path / "s", scratch=scratch,
-                on_epoch=on_epoch, should_stop=lambda stop=stop: len(epochs) >= stop - 1,
+                on_epoch=on_epoch, should_stop=lambda: len(epochs) >= before,  # noqa: B023
             )  # fmt: skip
     model = small(0, 1, max_epochs=6)
     found = fit_or_load(model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_epoch=on_epoch)
@@ -146,7 +150,8 @@ def test_a_damaged_unfinished_fit_begins_anew(tmp_path: Path) -> None:
         fit_or_load(small(0), DATA, key="k", root=tmp_path / "s", scratch=scratch, should_stop=lambda: True)
     (saved,) = (scratch / "unfinished").glob("step_*.pt")
     flip_a_byte(saved)
-    model, straight, epochs = small(0), small(0), []
+    model, straight = small(0), small(0)
+    epochs: list[int] = []
     straight.fit(DATA)
     with pytest.warns(RuntimeWarning, match="damaged checkpoint"):
         fit_or_load(

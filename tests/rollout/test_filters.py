@@ -11,16 +11,17 @@ from mbrl.rollout.uncertainty import ensemble_std, max_aleatoric, max_pairwise
 from mbrl.types import Filter, Imagined, Prediction, Transition
 
 
-def step(next_obs: Tensor, **fields: Tensor) -> Imagined:
-    """An imagined step of living lanes towards next_obs (S, N, O)."""
+def step(next_obs: Tensor, *, alive: Tensor | None = None, reward: Tensor | None = None) -> Imagined:
+    """An imagined step of lanes (S, N) that live, unless told which, towards next_obs (S, N, O)."""
     lead, obs_dim = next_obs.shape[:-1], next_obs.shape[-1]
     yes = torch.ones(lead, dtype=torch.bool)
     prediction = Prediction(torch.randn(lead[0], 4, lead[1], obs_dim + 1), torch.rand(lead[0], 4, lead[1], obs_dim + 1))
-    plain = Imagined(
-        obs=torch.zeros_like(next_obs), action=torch.zeros(*lead, 1), next_obs=next_obs, reward=torch.ones(lead),
-        terminal=~yes, alive=yes, keep=yes, score=torch.zeros(lead), prediction=prediction,
+    alive = yes if alive is None else alive
+    reward = torch.ones(lead) if reward is None else reward
+    return Imagined(
+        obs=torch.zeros_like(next_obs), action=torch.zeros(*lead, 1), next_obs=next_obs, reward=reward,
+        terminal=~yes, alive=alive, keep=alive, score=torch.zeros(lead), prediction=prediction,
     )  # fmt: skip
-    return plain._replace(**fields)
 
 
 def data(low: float = -1.0, high: float = 3.0) -> Transition:
@@ -68,7 +69,7 @@ def test_contract(part: Filter) -> None:
     next_obs[0, :5] = math.nan
     alive = torch.rand(3, 50) < 0.7
     keep = alive & (torch.rand(3, 50) < 0.7)
-    before = step(next_obs, alive=alive, keep=keep)
+    before = step(next_obs, alive=alive)._replace(keep=keep)
     copies = [x.clone() for x in before[:-1]]
     after = part(before, 0)
     for then, now, copy in zip(before[:-1], after[:-1], copies, strict=True):
@@ -178,7 +179,7 @@ def test_no_filter_brings_back_what_another_has_dropped() -> None:
     next_obs = torch.tensor([[[0.5, 0.0], [math.nan, 0.0], [0.9, 0.0], [0.2, 0.0]]])
     dead = torch.tensor([[True, True, True, False]])
     chain = FilterChain(clip=Clip(data()), truncate=Truncate(0.6), others=[Revive()])
-    out = chain(step(next_obs, alive=dead, keep=dead), 0)
+    out = chain(step(next_obs, alive=dead), 0)
     assert out.alive[0].tolist() == [True, False, False, False]
     assert out.keep[0].tolist() == [True, False, False, False]
 
