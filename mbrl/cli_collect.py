@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,7 @@ class Collect:
                 batch_size=cfg.batch_size,
                 log_every=cfg.log_every,
                 evaluate_every=cfg.eval.every,
-                checkpoint_seconds=cfg.checkpoint_seconds,
+                checkpoint_seconds=math.inf if cfg.checkpoint_seconds is None else cfg.checkpoint_seconds,
             ),
             logger=self.logger,
             evaluate=self.evaluate,
