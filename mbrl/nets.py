@@ -9,12 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Params = list[Tensor]
+Precision = Literal["float32", "bfloat16"]
+
+
+def product_dtype(precision: Precision) -> torch.dtype | None:
+    """What matrix products are computed in; None for what comes in, float32.
+
+    Raises:
+        ValueError: another name.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision={precision} is unknown; it is float32 or bfloat16")
+    return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -74,37 +87,45 @@ def init_mlp(
     return params
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (*L or broadcastable, N, in) @ weight (*L, in, out) + bias (*L, 1, out) -> (*L, N, out)."""
-    if weight.dim() == 2:
-        return torch.addmm(bias, x, weight)
+def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x (*L or broadcastable, N, in) @ weight (*L, in, out) + bias (*L, 1, out) -> (*L, N, out).
+
+    With `dtype` (bfloat16) only the product is computed in it; what comes in, the bias and the result are float32.
+    """
     lead = weight.shape[:-2]
     if x.shape[:-2] != lead:
         x = x.expand(*lead, *x.shape[-2:])
-    if weight.dim() == 3:
-        return torch.baddbmm(bias, x, weight)
-    out = torch.baddbmm(bias.flatten(0, -3), x.flatten(0, -3), weight.flatten(0, -3))
+    if weight.dim() > 3:
+        x, weight, bias = x.flatten(0, -3), weight.flatten(0, -3), bias.flatten(0, -3)
+    if dtype is not None:
+        out = (x.to(dtype) @ weight.to(dtype)).float() + bias
+    elif weight.dim() == 2:
+        out = torch.addmm(bias, x, weight)
+    else:
+        out = torch.baddbmm(bias, x, weight)
     return out.view(*lead, *out.shape[-2:])
 
 
-def mlp(params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu) -> Tensor:
+def mlp(
+    params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu, dtype: torch.dtype | None = None
+) -> Tensor:
     """x (*L or broadcastable, N, in) -> (*L, N, out); no activation after the last layer."""
     for i in range(0, len(params) - 2, 2):
-        x = activation(linear(x, params[i], params[i + 1]))
-    return linear(x, params[-2], params[-1])
+        x = activation(linear(x, params[i], params[i + 1], dtype))
+    return linear(x, params[-2], params[-1], dtype)
 
 
-def q_values(params: Params, z: Tensor, action: Tensor) -> Tensor:
+def q_values(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Critics (*, E, in, out): z (*, B, Z), action (*, B, A) -> (*, E, B)."""
-    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3)).squeeze(-1)
+    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3), dtype=dtype).squeeze(-1)
 
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
-def gaussian_policy(params: Params, z: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian_policy(params: Params, z: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """z (*, N, Z) -> mean and log-std (*, N, A) before the tanh; log-std clamped to [-5, 2]."""
-    mean, log_std = mlp(params, z).chunk(2, -1)
+    mean, log_std = mlp(params, z, dtype=dtype).chunk(2, -1)
     return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbrl.capture import gradients
-from mbrl.nets import Params, generator, init_mlp, mlp, normal_init
+from mbrl.nets import Params, Precision, generator, init_mlp, mlp, normal_init, product_dtype
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Prediction, StateDict, Transition
 
@@ -40,11 +40,13 @@ def soft_clamp(raw: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return lower + F.softplus(below - lower)
 
 
-def predict(layers: Params, lower: Tensor, upper: Tensor, obs: Tensor, action: Tensor) -> Prediction:
+def predict(
+    layers: Params, lower: Tensor, upper: Tensor, obs: Tensor, action: Tensor, dtype: torch.dtype | None
+) -> Prediction:
     """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
     # Without a graph the activations can be written over: less memory to walk through.
     silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
-    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu)
+    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu, dtype)
     outputs = obs.shape[-1] + 1
     mean, raw_logvar = out[..., :outputs], out[..., outputs:]
     mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change
@@ -71,6 +73,7 @@ class GaussianEnsemble:
         improvement: relative decrease of the holdout error that counts as one.
         max_epochs: hard limit, None for none.
         logvar_weight: weight of the term that pulls the learned log-variance bounds together.
+        precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
     """
 
@@ -94,6 +97,7 @@ class GaussianEnsemble:
         improvement: float = 0.01,
         max_epochs: int | None = None,
         logvar_weight: float = 0.01,
+        precision: Precision = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
         if not 1 <= elites <= members:
@@ -109,6 +113,7 @@ class GaussianEnsemble:
         self.holdout_fraction, self.holdout_max = holdout_fraction, holdout_max
         self.patience, self.improvement, self.max_epochs = patience, improvement, max_epochs
         self.logvar_weight = logvar_weight
+        self.dtype = product_dtype(precision)
         self.device = torch.device(device)
 
         layers = len(hidden) + 1
@@ -144,13 +149,15 @@ class GaussianEnsemble:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
         if self._folded is None:
             self._folded = self.fold_scaler()
-        return predict(self._folded, self.min_logvar, self.max_logvar, obs, action)
+        return predict(self._folded, self.min_logvar, self.max_logvar, obs, action, self.dtype)
 
     def fold_scaler(self) -> Params:
         """The input scaler is affine, so the first layer can carry it: prediction then needs no normalisation."""
         params = self.params
         weight = params[0] / self.input_std.transpose(-1, -2)
-        return [weight, params[1] - (self.input_mean @ weight), *params[2:]]
+        folded = [weight, params[1] - (self.input_mean @ weight), *params[2:]]
+        # Weights are cast once; biases stay float32.
+        return [p if i % 2 or self.dtype is None else p.to(self.dtype) for i, p in enumerate(folded)]
 
     def elite_view(self) -> EliteView:
         """The fitted elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
@@ -312,7 +319,7 @@ class GaussianEnsemble:
             part for each seed (S,).
         """
         *layers, max_logvar, min_logvar = trained
-        mean, raw_logvar = mlp(layers, x, F.silu).chunk(2, -1)
+        mean, raw_logvar = mlp(layers, x, F.silu, self.dtype).chunk(2, -1)
         logvar = soft_clamp(raw_logvar, min_logvar, max_logvar)
         likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((-2, -1)).sum(-1)
         return likelihood.sum() + self.logvar_weight * (max_logvar - min_logvar).sum(), likelihood
@@ -320,7 +327,7 @@ class GaussianEnsemble:
     def _holdout_error(self, held_out: Tensor) -> Tensor:
         """(S, E) mean squared error of the predicted mean, without the variance."""
         x, y = self._inputs_and_targets(held_out)
-        return (mlp(self.params, x, F.silu).chunk(2, -1)[0] - y).square().mean((-2, -1))
+        return (mlp(self.params, x, F.silu, self.dtype).chunk(2, -1)[0] - y).square().mean((-2, -1))
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -353,10 +360,11 @@ class EliteView:
         pick = torch.arange(len(elites), device=elites.device).unsqueeze(-1), elites
         self.params = [p[pick] for p in ensemble.fold_scaler()]
         self.bounds = ensemble.min_logvar, ensemble.max_logvar
+        self.dtype = ensemble.dtype
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
-        return predict(self.params, *self.bounds, obs, action)
+        return predict(self.params, *self.bounds, obs, action, self.dtype)
 
 
 @dataclass(frozen=True)

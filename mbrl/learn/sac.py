@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from mbrl.capture import gradients
 from mbrl.learn.backups import minimum
 from mbrl.learn.encoders import Identity
-from mbrl.nets import Params, gaussian_policy, generator, init_mlp, q_values, squash
+from mbrl.nets import Params, Precision, gaussian_policy, generator, init_mlp, product_dtype, q_values, squash
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Backup, Batch, Encoder, Metrics, Regulariser, StateDict, TargetPenalty
 
@@ -44,6 +45,7 @@ class SAC:
         backup: next_q (S, E, B) -> (S, B).
         target_penalty: taken off the Bellman target, e.g. MOBILE's.
         regularisers: terms added to the critic loss.
+        precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
     """
 
@@ -69,6 +71,7 @@ class SAC:
         backup: Backup = minimum,
         target_penalty: TargetPenalty | None = None,
         regularisers: Sequence[Regulariser] = (),
+        precision: Precision = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
         self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
@@ -78,6 +81,8 @@ class SAC:
         self.cosine_actor, self.soft_backup = cosine_actor, soft_backup
         self.encoder: Encoder = encoder if encoder is not None else Identity()
         self.backup, self.target_penalty, self.regularisers = backup, target_penalty, tuple(regularisers)
+        self._values = partial(q_values, dtype=product_dtype(precision))
+        self._policy = partial(gaussian_policy, dtype=product_dtype(precision))
 
         z = self.encoder.size(obs_dim)
         actor_sources = [generator(seed, "learner", "actor") for seed in seeds]
@@ -135,8 +140,8 @@ class SAC:
         """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty."""
         step = batch.transition
         z = self.encoder(step.next_obs)
-        action, log_density = squash(*gaussian_policy(self.actor, z), noise)
-        value = self.backup(q_values(self.target_critics, z, action))
+        action, log_density = squash(*self._policy(self.actor, z), noise)
+        value = self.backup(self._values(self.target_critics, z, action))
         if self.soft_backup:
             value = value - self.log_temperature.exp().unsqueeze(-1) * log_density
         target = step.reward + self.discount * torch.where(step.terminal, torch.zeros_like(value), value)
@@ -151,30 +156,30 @@ class SAC:
 
         Returns the sum over seeds, the loss of each seed (S,) and the values (S, E, B).
         """
-        q = q_values(critics, z, action)
+        q = self._values(critics, z, action)
         loss = (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
         for term in self.regularisers:
-            loss = loss + term(lambda z, action: q_values(critics, z, action), z, action)
+            loss = loss + term(lambda z, action: self._values(critics, z, action), z, action)
         return loss.sum(), (loss, q)
 
     def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mean of alpha log pi - min Q: the sum over seeds, the loss of each seed (S,) and log pi (S, B)."""
-        action, log_density = squash(*gaussian_policy(actor, z), noise)
-        q = q_values(self.critics, z, action).amin(-2)
+        action, log_density = squash(*self._policy(actor, z), noise)
+        q = self._values(self.critics, z, action).amin(-2)
         loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
         return loss.sum(), (loss, log_density)
 
     def target_q(self, z: Tensor, action: Tensor) -> Tensor:
         """Target critics: z (S, B, Z), action (S, B, A) -> (S, E, B)."""
-        return q_values(self.target_critics, z, action)
+        return self._values(self.target_critics, z, action)
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Critics without gradient: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
-        return q_values(self.critics, self.encoder(obs), action)
+        return self._values(self.critics, self.encoder(obs), action)
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """An action of the stochastic policy: obs (S, N, O), noise (S, N, A) -> (S, N, A)."""
-        mean, log_std = gaussian_policy(self.actor, self.encoder(obs))
+        mean, log_std = self._policy(self.actor, self.encoder(obs))
         return torch.tanh(mean + log_std.exp() * noise)
 
     def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None) -> Tensor:
@@ -183,7 +188,7 @@ class SAC:
             if noise is None:
                 raise ValueError('act(mode="sample") needs noise of the action\'s shape')
             return self.sample(obs, noise)
-        return torch.tanh(gaussian_policy(self.actor, self.encoder(obs))[0])
+        return torch.tanh(self._policy(self.actor, self.encoder(obs))[0])
 
     def _lists(self) -> dict[str, list[Tensor]]:
         return {
