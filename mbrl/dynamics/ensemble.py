@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbrl.capture import gradients
-from mbrl.nets import Params, Precision, generator, init_mlp, mlp, normal_init, product_dtype
+from mbrl.nets import Params, Precision, generator, init_mlp, linear, mlp, normal_init, product_dtype
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Prediction, StateDict, Transition
 
@@ -46,7 +46,9 @@ def predict(
     """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
     # Without a graph the activations can be written over: less memory to walk through.
     silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
-    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu, dtype)
+    # The first layer takes inputs that are not normalised: bfloat16 would round away what varies in them.
+    first = silu(linear(torch.cat([obs, action], -1).unsqueeze(-3), layers[0], layers[1]))
+    out = mlp(layers[2:], first, silu, dtype)
     outputs = obs.shape[-1] + 1
     mean, raw_logvar = out[..., :outputs], out[..., outputs:]
     mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change
@@ -157,7 +159,7 @@ class GaussianEnsemble:
         weight = params[0] / self.input_std.transpose(-1, -2)
         folded = [weight, params[1] - (self.input_mean @ weight), *params[2:]]
         # Weights are cast once; biases stay float32.
-        return [p if i % 2 or self.dtype is None else p.to(self.dtype) for i, p in enumerate(folded)]
+        return [p if i % 2 or not i or self.dtype is None else p.to(self.dtype) for i, p in enumerate(folded)]
 
     def elite_view(self) -> EliteView:
         """The fitted elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
