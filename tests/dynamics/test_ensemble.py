@@ -191,6 +191,22 @@ def test_predict_is_the_normalised_network_in_a_loop() -> None:
             torch.testing.assert_close(std[s, e], (logvar / 2).exp(), rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_predicts_as_well_as_it_was_fitted_far_from_the_origin() -> None:
+    # The fit normalises inputs of 5 +- 0.1. Rounded to bfloat16 as they are, they would come in steps of 0.03.
+    data = random_data(1000)
+    change = data.next_obs - data.obs
+    obs = 5 + 0.1 * data.obs
+    data = data._replace(obs=obs, next_obs=obs + change)
+    errors = []
+    for precision in ("float32", "bfloat16"):
+        model = small(hidden=(32, 32), max_epochs=20, precision=precision)
+        model.fit(data)
+        for view in (model, model.elite_view()):
+            mean = view.predict(data.obs.unsqueeze(0), data.action.unsqueeze(0)).mean[0]
+            errors.append((mean[..., 3] - data.reward).square().mean().item())
+    assert max(errors[2:]) < 2 * max(errors[:2])
+
+
 def test_the_elite_view_says_what_the_elites_say() -> None:
     model = small((0, 7), members=4, elites=2)
     model.fit(random_data(300))
