@@ -48,7 +48,7 @@ TINY = [
     "rollout.every=100",
     "rollout.retain=2",
 ]
-FREQUENT = "checkpoint_seconds=0.05"
+ALWAYS, FREQUENT, RARE = (f"checkpoint_seconds={seconds}" for seconds in (0, 0.05, 1000))
 MARK = "evaluating"  # a file in the run directory, there in the middle of an evaluation
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="freezes and kills processes by POSIX signals")
@@ -81,7 +81,7 @@ class Reference:
         self.path = folder / "undisturbed"
         self.store = folder / "store"
         started = time.monotonic()
-        assert main(self.words(self.path, self.store, "checkpoint_seconds=1000")) == 0
+        assert main(self.words(self.path, self.store, RARE)) == 0
         self.seconds = time.monotonic() - started
 
     def words(self, path: Path, store: Path, *more: str) -> list[str]:
@@ -142,8 +142,8 @@ def start(words: list[str], output: Path) -> BaseProcess:
     return process
 
 
-def kill_when(process: BaseProcess, here: Callable[[], bool]) -> None:
-    """Kill at a moment at which `here()` holds: it is asked again while the process stands still."""
+def kill_when(process: BaseProcess, here: Callable[[], bool]) -> bool:
+    """Kill at a moment at which `here()` holds, asked again while the process stands still; False if it never came."""
     pid = process.pid
     assert pid is not None
     deadline = time.monotonic() + 60
@@ -157,12 +157,11 @@ def kill_when(process: BaseProcess, here: Callable[[], bool]) -> None:
             os.kill(pid, signal.SIGKILL)
             process.join()
             assert process.exitcode == -signal.SIGKILL
-            return
+            return True
         os.kill(pid, signal.SIGCONT)
-    alive = process.is_alive()
     process.kill()
     process.join()
-    pytest.fail(f"the moment never came (process {'still alive' if alive else f'ended with {process.exitcode}'})")
+    return False
 
 
 def wait_until_stopped(pid: int) -> None:
@@ -217,14 +216,18 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: Path, moment: str) -> None:
-    path = tmp_path / "run"
     in_fit = moment in list(MOMENTS)[:3]
-    store = tmp_path / "store" if in_fit else reference.store  # an empty store makes it fit
-    process = start(reference.words(path, store, FREQUENT), tmp_path / "output")
-    kill_when(process, lambda: MOMENTS[moment](path))
+    for attempt in range(5):  # a write is short, and may never be seen
+        path = tmp_path / f"run-{attempt}"
+        store = tmp_path / f"store-{attempt}" if in_fit else reference.store  # an empty store makes it fit
+        process = start(reference.words(path, store, ALWAYS if in_fit else FREQUENT), tmp_path / "output")
+        if kill_when(process, lambda path=path: MOMENTS[moment](path)):  # type: ignore[misc]
+            break
+    else:
+        pytest.fail("the moment never came")
     assert meta(path)["status"] == "running"
 
-    assert main(["train", f"resume={path}"]) == 0
+    assert main(["train", f"resume={path}", RARE]) == 0
     reference.assert_equal(path)
     assert meta(path)["resumed"] == 1
 
@@ -232,10 +235,10 @@ def test_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: P
 def test_killed_after_an_evaluation_and_before_the_first_checkpoint(reference: Reference, tmp_path: Path) -> None:
     """There are returns and metrics, and no state to go on from."""
     path = tmp_path / "run"
-    process = start(reference.words(path, reference.store, "checkpoint_seconds=1000"), tmp_path / "output")
-    kill_when(process, lambda: (path / "returns.npz").exists() and (path / "metrics.jsonl").exists())
+    process = start(reference.words(path, reference.store, RARE), tmp_path / "output")
+    assert kill_when(process, lambda: (path / "returns.npz").exists() and (path / "metrics.jsonl").exists())
     assert newest(path / "checkpoints") == -1
-    assert main(["train", f"resume={path}"]) == 0
+    assert main(["train", f"resume={path}", RARE]) == 0
     reference.assert_equal(path)
 
 
@@ -243,7 +246,7 @@ def test_killed_before_it_began_can_be_started_anew(reference: Reference, tmp_pa
     path = tmp_path / "run"
     words = reference.words(path, reference.store)
     process = start(words, tmp_path / "output")
-    kill_when(process, lambda: (path / ".hydra").exists() and not (path / "meta.json").exists())
+    assert kill_when(process, lambda: (path / ".hydra").exists() and not (path / "meta.json").exists())
     assert main(["train", f"resume={path}"]) == 1
     assert main(words) == 0
     reference.assert_equal(path)
@@ -251,13 +254,13 @@ def test_killed_before_it_began_can_be_started_anew(reference: Reference, tmp_pa
 
 def test_killed_again_and_again(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    words = reference.words(path, tmp_path / "store", FREQUENT)
+    words = reference.words(path, tmp_path / "store", ALWAYS)
     moments = [lambda: inside_fit(path, 2), lambda: inside_fit(path, 7)]
     # That of 181 comes as soon as the process lives: it is killed while it starts.
     moments += [lambda u=u: after_update(path, u) for u in (1, 180, 181, 420)]  # type: ignore[misc]
-    for here in moments:
-        kill_when(start(words, tmp_path / "output"), here)
-        words = ["train", f"resume={path}", FREQUENT]
+    for i, here in enumerate(moments):
+        assert kill_when(start(words, tmp_path / "output"), here)
+        words = ["train", f"resume={path}", ALWAYS if i == 0 else FREQUENT]
     assert main(words) == 0
     reference.assert_equal(path)
 
@@ -267,11 +270,13 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
 ) -> None:
     path = tmp_path / "run"
     process = start(reference.words(path, reference.store, FREQUENT), tmp_path / "output")
-    kill_when(process, lambda: len(list((path / "checkpoints").glob("step_*.pt"))) >= 2 and after_update(path, 300))
+    assert kill_when(
+        process, lambda: len(list((path / "checkpoints").glob("step_*.pt"))) >= 2 and after_update(path, 300)
+    )
     before, last = sorted((path / "checkpoints").glob("step_*.pt"))[-2:]
     flip_bits(last)
 
-    assert main(["train", f"resume={path}"]) == 0
+    assert main(["train", f"resume={path}", RARE]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert last.name in said
     assert "checksum" in said
@@ -281,12 +286,11 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
 
 def test_damaged_state_of_an_unfinished_fit_is_fitted_anew(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    kill_when(
-        start(reference.words(path, tmp_path / "store", FREQUENT), tmp_path / "output"), lambda: inside_fit(path, 3)
-    )
+    process = start(reference.words(path, tmp_path / "store", ALWAYS), tmp_path / "output")
+    assert kill_when(process, lambda: inside_fit(path, 3))
     for state in (path / "dynamics" / "unfinished").glob("step_*.pt"):
         flip_bits(state)
-    assert main(["train", f"resume={path}"]) == 0
+    assert main(["train", f"resume={path}", RARE]) == 0
     reference.assert_equal(path)
 
 
@@ -295,7 +299,7 @@ def test_all_checkpoints_damaged_is_said_and_nothing_is_lost(
 ) -> None:
     path = tmp_path / "run"
     process = start(reference.words(path, reference.store, FREQUENT), tmp_path / "output")
-    kill_when(process, lambda: after_update(path, 120))
+    assert kill_when(process, lambda: after_update(path, 120))
     for checkpoint in (path / "checkpoints").glob("step_*.pt"):
         flip_bits(checkpoint)
     rows = (path / "metrics.jsonl").read_text()
@@ -308,9 +312,9 @@ def test_all_checkpoints_damaged_is_said_and_nothing_is_lost(
 
 def test_resuming_a_finished_run_changes_no_number(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert main(reference.words(path, reference.store, "checkpoint_seconds=1000")) == 0
+    assert main(reference.words(path, reference.store, RARE)) == 0
     reference.assert_equal(path)
-    assert main(["train", f"resume={path}"]) == 0
+    assert main(["train", f"resume={path}", RARE]) == 0
     reference.assert_equal(path)
 
 
@@ -357,8 +361,8 @@ def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_
     }
     processes = {}
     for name in moments:
-        store = tmp_path / "store" if "fit" in name else reference.store
-        processes[name] = command(reference.words(tmp_path / name, store, FREQUENT))
+        store, often = (tmp_path / "store", ALWAYS) if "fit" in name else (reference.store, FREQUENT)
+        processes[name] = command(reference.words(tmp_path / name, store, often))
     waiting = dict(moments)
     deadline = time.monotonic() + 60
     while waiting and time.monotonic() < deadline:
@@ -380,5 +384,5 @@ def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_
         if name == "term-in-fit":
             assert summary["updates"] == 0
             assert 1 <= newest(path / "dynamics" / "unfinished") < EPOCHS
-        assert main(["train", f"resume={path}"]) == 0
+        assert main(["train", f"resume={path}", RARE]) == 0
         reference.assert_equal(path)
