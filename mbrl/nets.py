@@ -109,10 +109,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = 
 def mlp(
     params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """x (*L or broadcastable, N, in) -> (*L, N, out); no activation after the last layer."""
+    """x (*L or broadcastable, N, in) -> (*L, N, out); no activation after the last layer.
+
+    With `dtype` the first layer stays in float32: it is narrow, and its inputs may lie far from 0 compared with their
+    spread, so that rounding them would cost more than it saves.
+    """
     for i in range(0, len(params) - 2, 2):
-        x = activation(linear(x, params[i], params[i + 1], dtype))
-    return linear(x, params[-2], params[-1], dtype)
+        x = activation(linear(x, params[i], params[i + 1], dtype if i else None))
+    return linear(x, params[-2], params[-1], dtype if len(params) > 2 else None)
 
 
 def q_values(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -124,6 +124,7 @@ class OfflineTraining:
         self._done = torch.zeros((), device=device)
         self._captured: Step | None = None
         plan = self.schedule
+        self.real_rows = int(plan.batch_size * plan.real_ratio)
         self.choice = choose(
             self.compile, device, plan.updates, (plan.rollout_every, plan.log_every, plan.evaluate_every)
         )
@@ -146,7 +147,7 @@ class OfflineTraining:
         reported = self.step
 
         while self.step < end:
-            if self.step % plan.rollout_every == 0:
+            if self.step % plan.rollout_every == 0 and self.real_rows < plan.batch_size:
                 self.imagine()
             if self.step % choice.steps:  # a resumed run that had other settings: back to a whole call
                 count, run = 1, self.updates
@@ -179,9 +180,8 @@ class OfflineTraining:
         """
         total: Metrics = {}
         count = uniform.shape[1]
-        real_rows = int(self.schedule.batch_size * self.schedule.real_ratio)
         for i in range(count):
-            batch = self.table.sample(uniform[:, i], real_rows)
+            batch = self.table.sample(uniform[:, i], self.real_rows)
             metrics = self.learner.update(batch, noise[:, i], self._done / self.schedule.updates)
             self._done.add_(1)
             total = {name: value + total[name] if total else value for name, value in metrics.items()}

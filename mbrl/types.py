@@ -30,7 +30,7 @@ QFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """z (*, B, Z), action (*, B, A) -> value (*, E, B)."""
 
 Termination: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""obs (*, N, O), action (*, N, A), next_obs (*, N, O), all in environment units -> terminal (*, N) bool."""
+"""obs (*, N, O), action (*, N, A) in [-1, 1], next_obs (*, N, O) -> terminal (*, N) bool; nothing is normalised."""
 
 StateDict: TypeAlias = dict[str, Any]
 """Nested dicts and lists of tensors, numbers, strings and None: what `torch.load(weights_only=True)` can read."""

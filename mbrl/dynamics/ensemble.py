@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbrl.capture import gradients
-from mbrl.nets import Params, Precision, generator, init_mlp, linear, mlp, normal_init, product_dtype
+from mbrl.nets import Params, Precision, generator, init_mlp, mlp, normal_init, product_dtype
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Prediction, StateDict, Transition
 
@@ -46,9 +46,7 @@ def predict(
     """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
     # Without a graph the activations can be written over: less memory to walk through.
     silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
-    # The first layer takes inputs that are not normalised: bfloat16 would round away what varies in them.
-    first = silu(linear(torch.cat([obs, action], -1).unsqueeze(-3), layers[0], layers[1]))
-    out = mlp(layers[2:], first, silu, dtype)
+    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu, dtype)
     outputs = obs.shape[-1] + 1
     mean, raw_logvar = out[..., :outputs], out[..., outputs:]
     mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change

@@ -38,7 +38,9 @@ class SAC:
         temperature_learning_rate: of Adam on log(alpha).
         target_entropy: in nats; None means -A.
         initial_temperature: alpha at the start.
-        max_temperature: alpha is kept below it; the model-based methods were published with 1. None for no limit.
+        max_temperature: alpha is kept below it; None for no limit. The model-based methods were published with 1. Their
+            code lets log(alpha) grow on and cuts alpha where it is used; here log(alpha) itself stops, so that alpha
+            falls as soon as the entropy is above its target.
         cosine_actor: actor learning rate falls to 0 along a half cosine over the run.
         soft_backup: the target includes the entropy term.
         encoder: what the networks see of an observation.

@@ -68,8 +68,11 @@ class Penalise:
         return self.uncertainty in DISAGREEMENTS
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
-        """Only `reward` changes."""
-        return step._replace(reward=step.reward - self.coefficient * self.uncertainty(step.prediction))
+        """Only `reward` changes; a row whose uncertainty is not even finite is dropped."""
+        penalty = self.coefficient * self.uncertainty(step.prediction)
+        finite = torch.isfinite(penalty)
+        reward = torch.where(finite, step.reward - penalty, step.reward)
+        return step._replace(reward=reward, keep=step.keep & finite, alive=step.alive & finite)
 
 
 class FilterChain:
