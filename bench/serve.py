@@ -1,6 +1,6 @@
 """Serve timed blocks of this framework, one a line of standard input, so that a driver can alternate peers.
 
-Every block goes through the framework's own classes and loop: `OfflineTraining.run` with a real logger writing files and
+Every block goes through the framework's own classes and loop: `OfflineTraining.run` with a logger that writes files and
 a checkpoint in every block (W1, W5), `GaussianEnsemble.fit` (W2), `Imagination.fill` (W3).
 
     W1            SAC updates, batch 256, real ratio 0.05
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from mbrl.capture import choose
 from mbrl.checkpoint import save_checkpoint
 from mbrl.data.ring import ReplayTable
 from mbrl.data.termination import hopper
@@ -93,7 +94,7 @@ class Bench:
                 logger=RunLogger(self.folder, seeds=SEEDS, total_updates=10**7, console=Console(quiet=True)),
                 evaluate=lambda step: {},
                 save=lambda step, state: save_checkpoint(self.folder / "checkpoints", step, state),
-                compile=MODE,  # type: ignore[arg-type]
+                choice=choose(MODE, torch.device("cpu"), 10**7, (200,)),  # type: ignore[arg-type]
             )
             self.fill()
         return self._training

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,10 @@ class Choice:
     reason: str
 
 
-def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[int]) -> Choice:
+EAGER = Choice("eager", 1, "not asked for otherwise")
+
+
+def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[int] = ()) -> Choice:
     """Settle `auto` by device and length of the run.
 
     Args:
@@ -136,8 +139,3 @@ class _Replay:
             own.copy_(given)
         self.graph.replay()
         return self.output
-
-
-def describe(choice: Choice) -> dict[str, Any]:
-    """For `meta.json`."""
-    return {"mode": choice.mode, "steps_per_call": choice.steps, "reason": choice.reason}

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mbrl import compose
 from mbrl.checkpoint import atomic_write
-from mbrl.cli import INTERRUPTED, endings, restore, save, saved_config, saved_policy
 from mbrl.compose import ConfigError
 from mbrl.data.collect import (
     LEVELS,
@@ -39,7 +38,8 @@ from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.nets import generator
-from mbrl.rundir import RunDirectory, StopRequest, read_json, to_json
+from mbrl.run import INTERRUPTED, endings, restore, save, saved_config, saved_policy
+from mbrl.rundir import RunDirectory, StopRequest, lock, read_json, to_json
 
 COLLECT_HELP = """\
 mbrl collect: make datasets by D4RL's protocol, or roll out a trained policy.
@@ -233,7 +233,7 @@ class Collect:
             soft_wrap=True,
         )
         self.console.print(f"run directory: {self.run.path}", markup=False, highlight=False, soft_wrap=True)
-        with endings(self.run, self.logger) as stop:
+        with lock(self.run.path), endings(self.run, self.logger) as stop:
             self.sets.should_stop = lambda: stop.requested
             self.sets.missing()  # asked before training: a foreign set in the way ends the run now
             if self.training is not None and not self.train(self.training, stop):

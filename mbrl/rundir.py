@@ -16,11 +16,16 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
 
 import mbrl
 from mbrl.checkpoint import atomic_write
@@ -324,6 +329,23 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
     }
+
+
+def lock(folder: Path) -> BinaryIO:
+    """Hold a run directory for this process, until the returned file is closed or the process ends in any way.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / ".lock", "wb")  # noqa: SIM115  (the caller keeps it open)
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise BlockingIOError(f"another process is working in {folder}; wait for it, or stop it first") from None
+    return file
 
 
 class StopRequest:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mbrl.capture import Mode, Step, capture, choose
+from mbrl.capture import EAGER, Choice, Step, capture
 from mbrl.data.ring import ReplayTable
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
@@ -42,6 +42,11 @@ class Schedule:
     log_every: int = 1000
     evaluate_every: int = 5000
     checkpoint_seconds: float = 300.0
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Numbers of updates that one call of several updates must divide."""
+        return self.updates, self.rollout_every, self.log_every, self.evaluate_every
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "rollout_every", "rollout_lanes", "log_every", "evaluate_every"):
@@ -102,7 +107,7 @@ class OfflineTraining:
         save: called with the state of the run.
         should_stop: asked after every update; a stop is saved like a checkpoint.
         progress: told about every log interval.
-        compile: how updates run, see `mbrl.capture.choose`.
+        choice: how updates run, see `mbrl.capture.choose`.
         step: updates done.
     """
 
@@ -115,19 +120,14 @@ class OfflineTraining:
     save: Callable[[int, StateDict], None]
     should_stop: Callable[[], bool] = lambda: False
     progress: Progress | None = None
-    compile: Mode = "auto"
+    choice: Choice = EAGER
     step: int = 0
 
     def __post_init__(self) -> None:
         # The count of updates as the captured unit sees it: on the device, so that a replayed graph can advance it.
-        device = self.table.rows.device
-        self._done = torch.zeros((), device=device)
+        self._done = torch.zeros((), device=self.table.rows.device)
         self._captured: Step | None = None
-        plan = self.schedule
-        self.real_rows = int(plan.batch_size * plan.real_ratio)
-        self.choice = choose(
-            self.compile, device, plan.updates, (plan.rollout_every, plan.log_every, plan.evaluate_every)
-        )
+        self.real_rows = int(self.schedule.batch_size * self.schedule.real_ratio)
 
     def run(self, until: int | None = None) -> bool:
         """Train to the end, or to update `until`; False if it was asked to stop and has saved, else True.

@@ -17,7 +17,7 @@ SEEDS = [0, 3]
 CPU = torch.device("cpu")
 
 
-def training(mode: Any, device: str = "cpu") -> OfflineTraining:
+def training(device: str = "cpu") -> OfflineTraining:
     g = torch.Generator().manual_seed(0)
     rows = 300
     data = Transition(
@@ -32,7 +32,7 @@ def training(mode: Any, device: str = "cpu") -> OfflineTraining:
     learner = SAC(3, 2, SEEDS, hidden=(16,), device=device)
     plan = Schedule(400, batch_size=16, real_ratio=0.5, rollout_every=4, log_every=4, evaluate_every=4)
     unused: Any = None
-    return OfflineTraining(learner, table, unused, plan, unused, unused, unused, compile=mode)
+    return OfflineTraining(learner, table, unused, plan, unused, unused, unused)
 
 
 def run_updates(run: OfflineTraining, mode: Any, count: int, updates: int = 100) -> list[torch.Tensor]:
@@ -46,23 +46,23 @@ def run_updates(run: OfflineTraining, mode: Any, count: int, updates: int = 100)
 
 def test_compiled_updates_equal_eager_ones_after_100_updates():
     torch._dynamo.reset()
-    eager = run_updates(training("eager"), "eager", 1)
-    compiled = run_updates(training("compile"), "compile", 1)
+    eager = run_updates(training(), "eager", 1)
+    compiled = run_updates(training(), "compile", 1)
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device, and there is none here")
 def test_captured_updates_equal_eager_ones_after_100_updates():
-    eager = run_updates(training("eager", "cuda"), "eager", 1)
-    captured = run_updates(training("graph", "cuda"), "graph", 4)
+    eager = run_updates(training("cuda"), "eager", 1)
+    captured = run_updates(training("cuda"), "graph", 4)
     for a, b in zip(eager, captured, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_several_updates_in_one_call_are_the_same_updates():
-    one = run_updates(training("eager"), "eager", 1, updates=20)
-    four = run_updates(training("eager"), "eager", 4, updates=20)
+    one = run_updates(training(), "eager", 1, updates=20)
+    four = run_updates(training(), "eager", 4, updates=20)
     for a, b in zip(one, four, strict=True):
         assert torch.equal(a, b)
 

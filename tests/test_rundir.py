@@ -15,7 +15,7 @@ import torch
 
 import mbrl
 from mbrl.checkpoint import load_checkpoint, save_checkpoint
-from mbrl.rundir import RunDirectory, StopRequest, final_performance, git_state, read_json, to_json, write_json
+from mbrl.rundir import RunDirectory, StopRequest, final_performance, git_state, lock, read_json, to_json, write_json
 
 
 def evaluations(count: int, seeds: int = 2, episodes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -224,3 +224,9 @@ def test_a_process_told_to_end_ends_in_order(tmp_path: Path) -> None:
     process.communicate(timeout=20)
     assert process.returncode == 0
     assert read_json(tmp_path / "meta.json")["status"] == "interrupted"
+
+
+def test_a_run_directory_is_worked_in_by_one_process_at_a_time(tmp_path):
+    with lock(tmp_path), pytest.raises(BlockingIOError, match="another process is working in"):
+        lock(tmp_path)
+    lock(tmp_path).close()  # given back

@@ -74,7 +74,7 @@ class Run:
         self.logger = RunLogger(folder, seeds=seeds, total_updates=plan.updates, console=Console(quiet=True))
         self.training = OfflineTraining(
             learner=self.learner, table=ReplayTable(data, 3 * plan.rollout_lanes, len(seeds)), imagination=parts,
-            schedule=plan, logger=self.logger, evaluate=self.evaluate, save=self.save, compile="eager",
+            schedule=plan, logger=self.logger, evaluate=self.evaluate, save=self.save,
             should_stop=lambda: stop_at is not None and self.training.step >= stop_at,
         )  # fmt: skip
 

@@ -34,6 +34,10 @@ class FitReport:
     state: Callable[[], StateDict]  # everything needed to go on from here
 
 
+class FitStopped(Exception):
+    """A fit was asked to stop within an epoch."""
+
+
 def soft_clamp(raw: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Log-variance kept between learned bounds, upper bound first, with a gradient everywhere (PETS, appendix A.1)."""
     below = upper - F.softplus(upper - raw)
@@ -170,6 +174,7 @@ class GaussianEnsemble:
         data: Transition,
         *,
         on_epoch: Callable[[FitReport], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
     ) -> None:
         """Maximum likelihood on per-member bootstraps, early stopping per member, elites at the end.
@@ -177,12 +182,14 @@ class GaussianEnsemble:
         Args:
             data: rows (N, .), shared by all seeds; each seed holds out its own rows.
             on_epoch: called after every epoch; whatever it raises ends the fit.
+            should_stop: asked before every batch.
             resume: a `FitReport.state()` of an interrupted fit with the same data and settings; the result is bitwise
                 that of an uninterrupted one, because row orders are functions of (seed, epoch) alone.
 
         Raises:
             ValueError: fewer than 10 rows.
             FloatingPointError: the loss is not finite any more.
+            FitStopped: `should_stop` said so; what was done since the last epoch is lost.
         """
         rows = data.obs.shape[0]
         if rows < 10:
@@ -223,7 +230,7 @@ class GaussianEnsemble:
             copy_tensors([best, stale, active], [resume["best"], resume["stale"], resume["active"]])
 
         while bool(active.any()) and (self.max_epochs is None or epoch < self.max_epochs):
-            train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained)
+            train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained, should_stop)
             epoch += 1
             holdout = self._holdout_error(held_out)
             if not bool((torch.isfinite(train_loss) | ~active).all()):
@@ -278,7 +285,13 @@ class GaussianEnsemble:
         return (rows[..., :width] - self.input_mean) / self.input_std, rows[..., width:]
 
     def _epoch(
-        self, table: Tensor, bootstrap: Tensor, epoch: int, optimiser: Adam, trained: Sequence[Tensor]
+        self,
+        table: Tensor,
+        bootstrap: Tensor,
+        epoch: int,
+        optimiser: Adam,
+        trained: Sequence[Tensor],
+        should_stop: Callable[[], bool],
     ) -> Tensor:
         """One pass over every member's bootstrap in its own order; returns the mean loss (S,)."""
         size = bootstrap.shape[-1]
@@ -292,6 +305,8 @@ class GaussianEnsemble:
         order = order.to(self.device)
         total = torch.zeros(len(self.seeds), device=self.device)
         for i in range(steps):
+            if should_stop():
+                raise FitStopped
             index = order[..., i * batch : (i + 1) * batch]
             total += self._step(table, index, optimiser, trained)
         return total / (steps * self.members)

@@ -8,6 +8,7 @@ leaves its state in the run's own folder and goes on from the last saved epoch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -22,7 +23,7 @@ import torch
 from mbrl import capture, nets, optim
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
-from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
+from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
 from mbrl.types import StateDict, Transition
 
 CODE: tuple[ModuleType, ...] = (ensemble, nets, optim, capture)
@@ -60,7 +61,8 @@ def fit_or_load(
             a resumed run never depends on what other runs have put into the store since.
         save_seconds: how often the state of an unfinished fit is written.
         on_epoch: called after every epoch.
-        should_stop: asked after every epoch; when true, the state is written and `FitInterrupted` raised.
+        should_stop: asked before every batch; when true, the state of the last epoch is written and `FitInterrupted`
+            raised.
 
     Returns:
         "run", "store" or "fitted".
@@ -79,19 +81,23 @@ def fit_or_load(
             return "store"
 
     last_save = time.monotonic()
+    last: tuple[int, StateDict] | None = None  # a stop comes within an epoch, and the state is changed in place
 
     def after_epoch(report: FitReport) -> None:
-        nonlocal last_save
-        stop = should_stop()
-        if stop or time.monotonic() - last_save >= save_seconds:
-            save_checkpoint(scratch / "unfinished", report.epoch, report.state())
+        nonlocal last_save, last
+        last = report.epoch, copy.deepcopy(report.state())
+        if time.monotonic() - last_save >= save_seconds:
+            save_checkpoint(scratch / "unfinished", *last)
             last_save = time.monotonic()
         if on_epoch is not None:
             on_epoch(report)
-        if stop:
-            raise FitInterrupted(f"stopped after epoch {report.epoch} of fitting; the state is saved")
 
-    model.fit(data, on_epoch=after_epoch, resume=unfinished)
+    try:
+        model.fit(data, on_epoch=after_epoch, should_stop=should_stop, resume=unfinished)
+    except FitStopped:
+        if last is not None:
+            save_checkpoint(scratch / "unfinished", *last)
+        raise FitInterrupted("the fit was asked to stop; its last whole epoch is saved") from None
     state = model.state_dict()
     save_checkpoint(scratch / "model", 0, state, keep=1)
     for i, seed in enumerate(model.seeds):

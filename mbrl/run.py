@@ -1,0 +1,393 @@
+"""One training run: from a configuration and a problem to parts, and their lives from the first line to the last."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from mbrl import compose
+from mbrl.capture import choose
+from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
+from mbrl.compose import ConfigError, Problem
+from mbrl.dynamics.ensemble import FitReport
+from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
+from mbrl.evaluate import Evaluator
+from mbrl.learn.sac import SAC
+from mbrl.log import RunLogger
+from mbrl.rollout.estimate import model_estimate
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock
+from mbrl.train import OfflineTraining
+from mbrl.types import StateDict, Stateful
+
+INTERRUPTED = 130
+
+
+def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a run began with, changed by `words`.
+
+    Raises:
+        FileNotFoundError: the run has none.
+        ConfigError: a word names no key of it.
+    """
+    if not (path / "config.yaml").exists():
+        raise FileNotFoundError(f"{path} has no config.yaml: the run ended before it began; start it anew")
+    cfg = OmegaConf.load(path / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    known = list(compose.flat_keys(cfg))
+    for word in words:
+        key = word.split("=", 1)[0]
+        if key not in known:
+            raise ConfigError(f"resume: there is no key {key!r}{compose.hint(key, known)}")
+    cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(words)))
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def saved_policy(path: Path) -> tuple[SAC, dict[str, Any]]:
+    """The policy of a run that has ended, on the CPU, and what `policy.pt` says beside.
+
+    Raises:
+        FileNotFoundError: there is none yet.
+    """
+    cfg = saved_config(path)
+    if not (path / "policy.pt").exists():
+        raise FileNotFoundError(
+            f"{path} has no policy.pt: the run has not ended; finish it with `mbrl train resume={path}`"
+        )
+    saved = torch.load(path / "policy.pt", weights_only=True, map_location="cpu")
+    learner = compose.build_learner(cfg, saved["obs_dim"], saved["action_dim"], saved["seeds"], torch.device("cpu"))
+    learner.load_state_dict(saved["learner"])
+    return learner, saved
+
+
+def prepare(cfg: DictConfig, problem: Problem, path: Path) -> DictConfig:
+    """Fill in what depends on the task and the machine."""
+    cfg = compose.resolve(cfg, problem.task)
+    cfg.run_dir = str(path)
+    cfg.threads = cfg.threads or torch.get_num_threads()  # another number of threads rounds differently
+    cfg.store = str(Path(cfg.store).expanduser())
+    if cfg.dataset is not None and Path(cfg.dataset).exists():
+        cfg.dataset = str(Path(cfg.dataset).resolve())  # a run may be resumed from another folder
+    return normalise(cfg)
+
+
+def normalise(cfg: DictConfig) -> DictConfig:
+    """Settings that may be given in two ways, in one; also for those given at a resume."""
+    cfg.device = str(compose.choose_device(cfg.device))
+    if isinstance(cfg.logger, str):
+        cfg.logger = [cfg.logger]
+    return cfg
+
+
+def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
+    """What `meta.json` says of a run beside versions and machine."""
+    returns = problem.dataset.episode_returns
+    reference = problem.task.reference
+    return {
+        "algo": cfg.algo_name,
+        "task": problem.task.name,
+        "label": problem.task.label,
+        "dataset": problem.dataset.name,
+        "dataset_hash": problem.dataset.hash,
+        "transitions": len(problem.dataset.transitions.reward),
+        "env": problem.task.env,
+        "horizon": problem.task.horizon,
+        "device": cfg.device,
+        "threads": cfg.threads,
+        "behaviour_return_mean": float(returns.mean()) if len(returns) else None,
+        "behaviour_return_max": float(returns.max()) if len(returns) else None,
+        "reference": None if reference is None else [reference.minimum, reference.maximum],
+        "reference_source": None if reference is None else f"{reference.source} ({reference.environment})",
+    }
+
+
+@contextlib.contextmanager
+def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
+    with StopRequest() as stop:
+        try:
+            yield stop
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}"
+            run.write_meta(status="failed", reason=reason)
+            logger.close("failed")
+            raise
+
+
+def save(run: RunDirectory, logger: RunLogger, step: int, state: StateDict) -> None:
+    """A checkpoint of the whole run."""
+    whole = {"training": state, "logger": logger.state_dict(), "run": run.state_dict()}
+    save_checkpoint(run.checkpoints, step, whole)
+
+
+def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: torch.device) -> bool:
+    """Go on from the last good checkpoint; False, and from the beginning, if there is none."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = load_latest(run.checkpoints, map_location=device)
+    for warning in caught:
+        logger.console.print(f"note: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+    if found is None:
+        run.forget_evaluations()  # of a process that was killed before its first checkpoint
+        return False
+    state = found[1]
+    training.load_state_dict(state["training"])
+    logger.load_state_dict(state["logger"])
+    run.load_state_dict(state["run"])
+    return True
+
+
+class Run:
+    """One training run: the parts, made from the configuration, and their lives.
+
+    All that a configuration can get wrong is found here, before there is a run directory and before hours of fitting.
+    """
+
+    def __init__(self, cfg: DictConfig, problem: Problem, path: Path, begun: RunDirectory | None = None) -> None:
+        self.cfg, self.problem = cfg, problem
+        self.seeds = compose.seed_list(cfg)
+        self.device = torch.device(cfg.device)
+        torch.set_num_threads(cfg.threads)
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.rate: float | None = None
+        self.logger = RunLogger(
+            path,
+            list(cfg.logger),
+            seeds=self.seeds,
+            total_updates=cfg.updates,
+            console=self.console if cfg.progress else Console(quiet=True),
+            config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
+            name=path.name,
+            **{f"wandb_{key}": value for key, value in cfg.wandb.items()},
+        )
+        obs_dim, action_dim = problem.dataset.transitions.obs.shape[-1], problem.dataset.transitions.action.shape[-1]
+        self.schedule = compose.build_schedule(cfg)
+        self.model = compose.build_model(cfg, problem, self.seeds, self.device)
+        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device)
+        self.imagination = compose.build_imagination(cfg, problem, self.model)
+        self.choice = choose(cfg.compile, self.device, self.schedule.updates, self.schedule.intervals)
+        self.lock = lock(path)
+        text = OmegaConf.to_yaml(cfg).encode()
+        atomic_write(path / "config.yaml", lambda file: file.write(text))
+        if begun is None:
+            self.run = RunDirectory.create(path, seeds=self.seeds, **describe(cfg, problem))
+        else:
+            self.run = begun
+            self.run.mark_resumed()
+
+    def train(self) -> int:
+        """Fit or load the model, train, evaluate, save; the exit status."""
+        self.announce()
+        with self.lock, endings(self.run, self.logger) as stop:
+            if not self.fit_model(stop):
+                return self.interrupted("train", 0)
+            training = OfflineTraining(
+                learner=self.learner,
+                table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
+                imagination=self.imagination,
+                schedule=self.schedule,
+                logger=self.logger,
+                evaluate=lambda step: self.evaluate(training, step),
+                save=lambda step, state: save(self.run, self.logger, step, state),
+                should_stop=lambda: stop.requested,
+                choice=self.choice,
+            )
+            if restore(training, self.run, self.logger, self.device):
+                self.say(f"resumed at update {training.step:,}")
+            self.evaluator = self.make_evaluator()
+            self.say(f"updates run {self.choice.mode}, {self.choice.steps} a call: {self.choice.reason}")
+            self.run.write_meta(compile=dataclasses.asdict(self.choice))
+            began, first = time.monotonic(), training.step
+            with self.logger.progress("training", total=self.schedule.updates, completed=training.step) as bar:
+                training.progress = bar
+                complete = training.run()
+            self.rate = (training.step - first) / max(time.monotonic() - began, 1e-9)
+            self.save_policy(training)
+            if not complete:
+                return self.interrupted("train", training.step)
+            return self.finished(training.step)
+
+    def fit_only(self) -> int:
+        """`mbrl fit`: the model, and nothing else."""
+        self.announce()
+        with self.lock, endings(self.run, self.logger) as stop:
+            if not self.fit_model(stop):
+                return self.interrupted("fit", 0)
+            self.run.write_meta(status="finished")
+            self.logger.close("finished")
+            error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
+            self.say(f"held-out squared error of the elites: {', '.join(f'{e:.5g}' for e in error.tolist())}")
+            return 0
+
+    def announce(self) -> None:
+        """What is about to happen, in a few lines."""
+        task, dataset = self.problem.task, self.problem.dataset
+        returns = dataset.episode_returns
+        show = self.say
+        self.console.print(
+            f"[bold]{self.cfg.algo_name}[/] on {task.label}, seeds {self.seeds}, {self.cfg.updates:,} updates, "
+            f"{self.device}"
+        )
+        line = f"{len(dataset.transitions.reward):,} transitions"
+        if len(returns):
+            line += f", {len(returns):,} episodes, return {returns.mean():.1f} on average, {returns.max():.1f} at best"
+        show(line)
+        for note in (*dataset.warnings, *task.notes):
+            show(f"note: {note}", "yellow")
+        if task.env is None:
+            show("no environment: nothing is scored, the model's own estimate is shown instead", "yellow")
+        show(f"run directory: {self.run.path}")
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """A line for the person who watches."""
+        self.console.print(line, style=style, markup=False)
+
+    def fit_model(self, stop: StopRequest) -> bool:
+        """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
+        cfg, model = self.cfg, self.model
+        key = store_key(self.problem.dataset.hash, compose.dynamics_settings(cfg))
+        with self.logger.progress("fitting the dynamics model", total=cfg.dynamics.max_epochs) as bar:
+
+            def on_epoch(report: FitReport) -> None:
+                bar.update(
+                    1,
+                    **{"holdout error": float(report.holdout.mean()), "best": float(report.best.min(-1).values.mean())},
+                    loss=float(report.train_loss.mean()),
+                )
+
+            try:
+                source = fit_or_load(
+                    model,
+                    self.problem.dataset.transitions,
+                    key=key,
+                    root=Path(cfg.store).expanduser(),
+                    scratch=self.run.path / "dynamics",
+                    save_seconds=self.schedule.checkpoint_seconds,
+                    on_epoch=on_epoch,
+                    should_stop=lambda: stop.requested,
+                )
+            except FitInterrupted:
+                return False
+        error = model.holdout_error.gather(-1, model.elites).mean(-1)
+        self.run.write_meta(dynamics={"key": key, "from": source, "holdout_error": error.tolist()})
+        if source == "store":
+            self.say(f"dynamics model from the store ({key})")
+        return True
+
+    def make_evaluator(self) -> Evaluator | None:
+        """Environments for all seeds and episodes; None where there is no simulator."""
+        task, dataset = self.problem.task, self.problem.dataset
+        if task.env is None:
+            return None
+        return Evaluator(
+            task.env,
+            episodes=self.cfg.eval.episodes,
+            seeds=self.seeds,
+            horizon=task.horizon,
+            env_kwargs=task.env_kwargs,
+            action_low=dataset.action_low,
+            action_high=dataset.action_high,
+        )
+
+    def evaluate(self, training: OfflineTraining, step: int) -> dict[str, float]:
+        """Score the policy in the environment, or ask the model; numbers for the log."""
+        learner = training.learner
+        if self.evaluator is None:
+            estimate = model_estimate(
+                learner, training.imagination, self.starts(), self.cfg.eval.model_horizon, evaluation=step
+            )
+            self.logger.add(estimate, "model")
+            return {"model/return_mean": float(estimate["return"].mean())}
+        done = self.evaluator(lambda obs: learner.act(obs.to(self.device), mode="mean"), step)
+        reference = self.problem.task.reference
+        scores = None if reference is None else reference.score(done.returns)
+        self.run.add_returns(step, done.returns, scores)
+        values = {"eval/return": float(done.returns.mean()), "eval/length": float(done.lengths.mean())}
+        if scores is not None:
+            values["eval/score"] = float(scores.mean())
+        if len(self.seeds) > 1:
+            values |= {f"eval/return/seed_{s}": float(r.mean()) for s, r in zip(self.seeds, done.returns, strict=True)}
+        return values
+
+    def starts(self) -> torch.Tensor:
+        """Up to 256 observations in which episodes of the dataset begin."""
+        end = self.problem.dataset.episode_end
+        first = torch.cat([torch.tensor([0]), torch.nonzero(end[:-1]).flatten() + 1])
+        pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
+        return self.problem.dataset.transitions.obs[first[pick]].to(self.device)
+
+    def save_policy(self, training: OfflineTraining) -> None:
+        """`policy.pt`: what `mbrl eval` needs."""
+        data, dataset = self.problem.dataset.transitions, self.problem.dataset
+        state = {
+            "learner": training.learner.state_dict(),
+            "obs_dim": data.obs.shape[-1],
+            "action_dim": data.action.shape[-1],
+            "seeds": self.seeds,
+            "updates": training.step,
+            "action_low": dataset.action_low.tolist(),
+            "action_high": dataset.action_high.tolist(),
+        }
+        atomic_write(self.run.path / "policy.pt", lambda file: torch.save(state, file))
+
+    def interrupted(self, verb: str, step: int) -> int:
+        """Saved, and told how to go on."""
+        self.summarise("interrupted", step)
+        self.say(f"stopped at update {step:,} and saved; go on with: mbrl {verb} resume={self.run.path}")
+        return INTERRUPTED
+
+    def finished(self, step: int) -> int:
+        """Summary, curve, last words."""
+        from mbrl.plots import learning_curve, model_curve  # matplotlib is slow to import
+
+        summary = self.summarise("finished", step)
+        if self.evaluator is None:
+            picture = model_curve(self.run.path)
+            self.say("no environment: the curve shows what the model believes, not what is true", "yellow")
+        else:
+            self.evaluator.close()
+            picture = learning_curve(self.run.path)
+            behaviour, final = summary["behaviour_return_mean"], summary["final_return_mean"]
+            line = f"return {final:.1f} (mean of the last evaluations)"
+            if behaviour is not None:
+                line += f", the dataset's mean is {behaviour:.1f}"
+            if summary["final_score_mean"] is not None:
+                line += f"; score {summary['final_score_mean']:.1f}"
+            else:
+                line += "; this task has no reference scores, so returns are raw"
+            self.say(line, "bold")
+        self.say(f"curve: {picture}")
+        return 0
+
+    def summarise(self, status: str, step: int) -> dict[str, Any]:
+        """Write `summary.json` and close the log."""
+        task, plan = self.problem.task, self.cfg.eval
+        if task.env is None:
+            protocol = f"not scored: no simulator; metrics.jsonl has the model's estimate every {plan.every} updates"
+        else:
+            protocol = (
+                f"{plan.episodes} episodes per seed with the deterministic policy every {plan.every} updates in "
+                f"{task.env}, horizon {task.horizon}; final = mean of the last {FINAL_EVALUATIONS} evaluations"
+            )
+        summary = self.run.write_summary(
+            status=status,  # type: ignore[arg-type]
+            updates=step,
+            updates_per_second=self.rate,  # of this process, imagination and evaluation included, fitting not
+            wall_seconds=self.logger.seconds,
+            behaviour_return_mean=self.run.meta.get("behaviour_return_mean"),
+            behaviour_return_max=self.run.meta.get("behaviour_return_max"),
+            label=task.label,
+            protocol=protocol,
+        )
+        self.run.write_meta(status=status)
+        self.logger.close(status)
+        return summary
