@@ -348,8 +348,13 @@ def naming(node: str) -> Iterator[None]:
 
 def build_table(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> ReplayTable:
     """Real rows, and rings that hold `retain` rollouts."""
-    capacity = cfg.rollout.lanes * cfg.rollout.length * cfg.rollout.retain
-    return ReplayTable(problem.dataset.transitions, capacity, len(seeds), device)
+    return ReplayTable(problem.dataset.transitions, ring_capacity(cfg), len(seeds), device)
+
+
+def ring_capacity(cfg: DictConfig) -> int:
+    """Imagined rows kept per seed."""
+    capacity: int = cfg.rollout.lanes * cfg.rollout.length * cfg.rollout.retain
+    return capacity
 
 
 def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble) -> Imagination:
@@ -370,8 +375,10 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
             f"the penalty {penalise.name} measures how several members disagree, and dynamics.members is 1; "
             "choose penalty=max_aleatoric or penalty=none"
         )
+    if rollout.members not in ("all", "elites"):
+        raise ConfigError(f"rollout.members={rollout.members}: it is all or elites")
     return Imagination(
-        model=model,
+        model=model if rollout.members == "all" else model.elite_view(),
         actions=instantiate(rollout.actions),
         select=instantiate(rollout.select),
         filters=FilterChain(

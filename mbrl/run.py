@@ -23,6 +23,7 @@ from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
+from mbrl.memory import plan_memory
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock
 from mbrl.train import OfflineTraining
@@ -174,6 +175,18 @@ class Run:
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model)
+        self.memory = plan_memory(
+            rows=len(problem.dataset.transitions.reward),
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            capacity=compose.ring_capacity(cfg),
+            members=self.model.members,
+            hidden=max(p.shape[-1] for p in self.model.params),
+            lanes=self.imagination.chunk,
+            seeds=len(self.seeds),
+            device=self.device,
+        )
+        self.memory.check()
         self.choice = choose(cfg.compile, self.device, self.schedule.updates, self.schedule.intervals)
         self.lock = lock(path)
         text = OmegaConf.to_yaml(cfg).encode()
@@ -245,6 +258,7 @@ class Run:
             show(f"note: {note}", "yellow")
         if task.env is None:
             show("no environment: nothing is scored, the model's own estimate is shown instead", "yellow")
+        show(str(self.memory))
         show(f"run directory: {self.run.path}")
 
     def say(self, line: str, style: str | None = None) -> None:

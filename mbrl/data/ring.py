@@ -18,6 +18,17 @@ from mbrl.types import Batch, StateDict, Transition
 LANE = 16  # floats in a 64-byte cache line
 
 
+def used_width(obs_dim: int, action_dim: int) -> int:
+    """Floats of a row that mean something."""
+    return 2 * obs_dim + action_dim + 3
+
+
+def row_width(obs_dim: int, action_dim: int) -> int:
+    """Floats of a row with its padding; rows shorter than a cache line are not padded."""
+    used = used_width(obs_dim, action_dim)
+    return -(-used // LANE) * LANE if used > LANE else used
+
+
 class ReplayTable:
     """Real rows (N) and, for each of S seeds, a ring of `capacity` imagined rows.
 
@@ -32,8 +43,8 @@ class ReplayTable:
         if capacity < 1:
             raise ValueError(f"the ring needs room for at least one row, capacity={capacity}")
         self.obs_dim, self.action_dim = data.obs.shape[-1], data.action.shape[-1]
-        self.used = 2 * self.obs_dim + self.action_dim + 3
-        self.width = -(-self.used // LANE) * LANE if self.used > LANE else self.used
+        self.used = used_width(self.obs_dim, self.action_dim)
+        self.width = row_width(self.obs_dim, self.action_dim)
         self.real_rows, self.capacity, self.seeds = data.obs.shape[0], capacity, seeds
         self.rows = torch.zeros((self.real_rows + seeds * (capacity + 1), self.width), device=device)
         self.pack(data, self.rows[: self.real_rows])

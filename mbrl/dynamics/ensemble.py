@@ -151,12 +151,15 @@ class GaussianEnsemble:
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
-        if self._folded is None:
-            self._folded = self.fold_scaler()
-        return predict(self._folded, self.min_logvar, self.max_logvar, obs, action, self.dtype)
+        return predict(self.folded(), self.min_logvar, self.max_logvar, obs, action, self.dtype)
 
-    def fold_scaler(self) -> Params:
-        """The input scaler is affine, so the first layer can carry it: prediction then needs no normalisation."""
+    def folded(self) -> Params:
+        """The layers with the input scaler in the first one: it is affine, so prediction needs no normalisation."""
+        if self._folded is None:
+            self._folded = self._fold_scaler()
+        return self._folded
+
+    def _fold_scaler(self) -> Params:
         params = self.params
         weight = params[0] / self.input_std.transpose(-1, -2)
         folded = [weight, params[1] - (self.input_mean @ weight), *params[2:]]
@@ -164,7 +167,7 @@ class GaussianEnsemble:
         return [p if i % 2 or not i or self.dtype is None else p.to(self.dtype) for i, p in enumerate(folded)]
 
     def elite_view(self) -> EliteView:
-        """The fitted elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
+        """The elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
         return EliteView(self)
 
     # -- fitting -------------------------------------------------------------------------------------------------
@@ -366,20 +369,23 @@ class GaussianEnsemble:
 
 
 class EliteView:
-    """The elites of a fitted ensemble, sliced once into weights of their own (published in unifloral's MOPO)."""
+    """The elites of an ensemble as a model, sliced once after every fit into weights of their own."""
 
     def __init__(self, ensemble: GaussianEnsemble) -> None:
-        elites = ensemble.elites
-        self.members, self.action_dim, self.device = elites.shape[-1], ensemble.action_dim, ensemble.device
-        self.elites = torch.arange(self.members, device=elites.device).expand_as(elites)
-        pick = torch.arange(len(elites), device=elites.device).unsqueeze(-1), elites
-        self.params = [p[pick] for p in ensemble.fold_scaler()]
-        self.bounds = ensemble.min_logvar, ensemble.max_logvar
-        self.dtype = ensemble.dtype
+        self._ensemble = ensemble
+        self._folded: Params = []
+        self._layers: Params = []
+        self.members, self.action_dim, self.device = ensemble.elite_count, ensemble.action_dim, ensemble.device
+        self.elites = torch.arange(self.members, device=self.device).expand(len(ensemble.seeds), -1)
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
-        return predict(self.params, *self.bounds, obs, action, self.dtype)
+        ensemble = self._ensemble
+        if ensemble.folded() is not self._folded:
+            self._folded = ensemble.folded()
+            seed = torch.arange(len(ensemble.seeds), device=self.device).unsqueeze(-1)
+            self._layers = [p[seed, ensemble.elites] for p in self._folded]
+        return predict(self._layers, ensemble.min_logvar, ensemble.max_logvar, obs, action, ensemble.dtype)
 
 
 @dataclass(frozen=True)
