@@ -115,12 +115,11 @@ def test_interrupted_fit_goes_on_bitwise(tmp_path: Path) -> None:
     def on_epoch(report: FitReport) -> None:
         epochs.append(report.epoch)
 
-    for stop in (2, 3):  # interrupted twice
-        before = stop - 1
-        with pytest.raises(FitInterrupted, match=f"stopped after epoch {stop} of fitting; the state is saved"):
+    for whole in (2, 3):  # interrupted twice, within the epoch that follows
+        with pytest.raises(FitInterrupted, match="its last whole epoch is saved"):
             fit_or_load(
                 small(0, 1, max_epochs=6), DATA, key="k", root=tmp_path / "s", scratch=scratch,
-                on_epoch=on_epoch, should_stop=lambda: len(epochs) >= before,  # noqa: B023
+                on_epoch=on_epoch, should_stop=lambda: len(epochs) >= whole,  # noqa: B023
             )  # fmt: skip
     model = small(0, 1, max_epochs=6)
     found = fit_or_load(model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_epoch=on_epoch)
@@ -130,12 +129,32 @@ def test_interrupted_fit_goes_on_bitwise(tmp_path: Path) -> None:
     assert not list((scratch / "unfinished").glob("*.pt"))
 
 
+def interrupt(root: Path, scratch: Path) -> None:
+    """Begin a fit and stop it in its second epoch."""
+    epochs: list[FitReport] = []
+    with pytest.raises(FitInterrupted):
+        fit_or_load(
+            small(0), DATA, key="k", root=root, scratch=scratch,
+            on_epoch=epochs.append, should_stop=lambda: len(epochs) == 1,
+        )  # fmt: skip
+    assert len(epochs) == 1
+
+
+def test_a_stop_in_the_first_epoch_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(FitInterrupted):
+        fit_or_load(small(0), DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run", should_stop=lambda: True)
+    assert not list((tmp_path / "run").rglob("*.pt"))
+    model, straight = small(0), small(0)
+    straight.fit(DATA)
+    assert fit_or_load(model, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run") == "fitted"
+    assert same(model, straight)
+
+
 def test_a_model_of_others_does_not_end_an_unfinished_fit(tmp_path: Path) -> None:
     # A resumed run equals the uninterrupted one whatever came into the store meanwhile.
     straight = small(0)
     straight.fit(DATA)
-    with pytest.raises(FitInterrupted):
-        fit_or_load(small(0), DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run", should_stop=lambda: True)
+    interrupt(tmp_path / "s", tmp_path / "run")
     other = small(0, max_epochs=1)
     fit_or_load(other, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "another run")
     model = small(0)
@@ -146,8 +165,7 @@ def test_a_model_of_others_does_not_end_an_unfinished_fit(tmp_path: Path) -> Non
 
 def test_a_damaged_unfinished_fit_begins_anew(tmp_path: Path) -> None:
     scratch = tmp_path / "run"
-    with pytest.raises(FitInterrupted):
-        fit_or_load(small(0), DATA, key="k", root=tmp_path / "s", scratch=scratch, should_stop=lambda: True)
+    interrupt(tmp_path / "s", scratch)
     (saved,) = (scratch / "unfinished").glob("step_*.pt")
     flip_a_byte(saved)
     model, straight = small(0), small(0)
