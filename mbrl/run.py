@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,7 @@ class Run:
         torch.set_num_threads(cfg.threads)
         self.console = Console(soft_wrap=True, highlight=False)
         self.rate: float | None = None
+        self.estimate = math.nan
         self.logger = RunLogger(
             path,
             list(cfg.logger),
@@ -319,8 +321,13 @@ class Run:
             estimate = model_estimate(
                 learner, training.imagination, self.starts(), self.cfg.eval.model_horizon, evaluation=step
             )
-            self.logger.add(estimate, "model")
-            return {"model/return_mean": float(estimate["return"].mean())}
+            self.estimate = float(estimate["return"].mean())
+            self.logger.add({name: value for name, value in estimate.items() if name != "return"}, "model")
+            values = {"model/return": self.estimate}
+            if len(self.seeds) > 1:
+                per_seed = zip(self.seeds, estimate["return"].tolist(), strict=True)
+                values |= {f"model/return/seed_{seed}": value for seed, value in per_seed}
+            return values
         done = self.evaluator(lambda obs: learner.act(obs.to(self.device), mode="mean"), step)
         reference = self.problem.task.reference
         scores = None if reference is None else reference.score(done.returns)
@@ -331,6 +338,14 @@ class Run:
         if len(self.seeds) > 1:
             values |= {f"eval/return/seed_{s}": float(r.mean()) for s, r in zip(self.seeds, done.returns, strict=True)}
         return values
+
+    def behaviour_over(self, horizon: int) -> float:
+        """Mean return of the dataset's episodes, incomplete ones included, in their first `horizon` steps."""
+        data, end = self.problem.dataset.transitions, self.problem.dataset.episode_end
+        rows = torch.arange(len(end))
+        begins = torch.cat([torch.tensor([True]), end[:-1]])
+        step = rows - torch.where(begins, rows, 0).cummax(0).values
+        return float(data.reward[step < horizon].double().sum() / begins.sum())
 
     def starts(self) -> torch.Tensor:
         """Up to 256 observations in which episodes of the dataset begin."""
@@ -366,7 +381,13 @@ class Run:
         summary = self.summarise("finished", step)
         if self.evaluator is None:
             picture = model_curve(self.run.path)
-            self.say("no environment: the curve shows what the model believes, not what is true", "yellow")
+            horizon = self.cfg.eval.model_horizon
+            self.say(
+                f"by the model's own estimate the policy returns {self.estimate:.1f} over {horizon} steps; the "
+                f"dataset's episodes return {self.behaviour_over(horizon):.1f} in their first {horizon}",
+                "bold",
+            )
+            self.say("no environment: that is what the model believes, not what is true", "yellow")
         else:
             self.evaluator.close()
             picture = learning_curve(self.run.path)
