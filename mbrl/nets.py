@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -98,7 +99,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = 
     if weight.dim() > 3:
         x, weight, bias = x.flatten(0, -3), weight.flatten(0, -3), bias.flatten(0, -3)
     if dtype is not None:
-        out = (x.to(dtype) @ weight.to(dtype)).float() + bias
+        out = product(x, weight, dtype) + bias
     elif weight.dim() == 2:
         out = torch.addmm(bias, x, weight)
     else:
@@ -119,9 +120,61 @@ def mlp(
     return linear(x, params[-2], params[-1], dtype if len(params) > 2 else None)
 
 
+@dataclass
+class CriticPass:
+    """One forward pass of stacked critics, with what a regulariser may ask of it.
+
+    Attributes:
+        params: of the critics, (*, E, in, out).
+        z: (*, B, Z).
+        action: (*, B, A).
+        hidden: activations of the hidden layers, (*, E, B, width) each.
+        values: (*, E, B).
+        dtype: of the matrix products.
+    """
+
+    params: Params
+    z: Tensor
+    action: Tensor
+    hidden: list[Tensor]
+    values: Tensor
+    dtype: torch.dtype | None = None
+
+    def action_gradient(self) -> Tensor:
+        """dQ_e/da for every critic: (*, E, B, A), differentiable in the parameters.
+
+        An explicit reverse sweep that shares the forward pass: the derivative of ReLU is a mask and has no gradient of
+        its own, so that one ordinary backward pass gives what a double backward would.
+        """
+        sweep = self.params[-2].transpose(-1, -2)  # (*, E, 1, width)
+        for i in range(len(self.hidden) - 1, -1, -1):
+            sweep = sweep * (self.hidden[i] > 0)
+            weight = self.params[2 * i]
+            if i == 0:
+                weight = weight[..., self.z.shape[-1] :, :]  # only the columns of the action
+            sweep = product(sweep, weight.transpose(-1, -2), self.dtype)
+        return sweep
+
+
+def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x (*L, N, in) @ weight (*L, in, out), computed in `dtype` and returned as float32."""
+    return x @ weight if dtype is None else (x.to(dtype) @ weight.to(dtype)).float()
+
+
+def criticise(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> CriticPass:
+    """A forward pass that keeps its activations: critics (*, E, in, out), z (*, B, Z), action (*, B, A)."""
+    x = torch.cat([z, action], -1).unsqueeze(-3)
+    hidden: list[Tensor] = []
+    for i in range(0, len(params) - 2, 2):
+        x = F.relu(linear(x, params[i], params[i + 1], dtype if i else None))
+        hidden.append(x)
+    values = linear(x, params[-2], params[-1], dtype if hidden else None).squeeze(-1)
+    return CriticPass(params, z, action, hidden, values, dtype)
+
+
 def q_values(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Critics (*, E, in, out): z (*, B, Z), action (*, B, A) -> (*, E, B)."""
-    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3), dtype=dtype).squeeze(-1)
+    return criticise(params, z, action, dtype).values
 
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0

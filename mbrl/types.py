@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checka
 
 from torch import Tensor
 
+from mbrl.nets import CriticPass
+
 Metrics: TypeAlias = dict[str, Tensor]
 """Name -> `()` or `(S,)`, on the device. Only the logger reads numbers from it."""
 
@@ -169,8 +171,8 @@ class TargetPenalty(Protocol):
 class Regulariser(Protocol):
     """A term added to the critic loss."""
 
-    def __call__(self, q: QFunction, z: Tensor, action: Tensor) -> Tensor:
-        """-> () or (S,), differentiable in the critics' parameters."""
+    def __call__(self, opinion: CriticPass) -> Tensor:
+        """From the critics' forward pass on the batch's own actions -> (S,), differentiable in their parameters."""
         ...
 
 

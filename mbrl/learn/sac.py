@@ -17,7 +17,17 @@ from torch import Tensor
 from mbrl.capture import gradients
 from mbrl.learn.backups import minimum
 from mbrl.learn.encoders import Identity
-from mbrl.nets import Params, Precision, gaussian_policy, generator, init_mlp, product_dtype, q_values, squash
+from mbrl.nets import (
+    Params,
+    Precision,
+    criticise,
+    gaussian_policy,
+    generator,
+    init_mlp,
+    product_dtype,
+    q_values,
+    squash,
+)
 from mbrl.optim import Adam, copy_tensors
 from mbrl.types import Backup, Batch, Encoder, Metrics, Regulariser, StateDict, TargetPenalty
 
@@ -83,8 +93,9 @@ class SAC:
         self.cosine_actor, self.soft_backup = cosine_actor, soft_backup
         self.encoder: Encoder = encoder if encoder is not None else Identity()
         self.backup, self.target_penalty, self.regularisers = backup, target_penalty, tuple(regularisers)
-        self._values = partial(q_values, dtype=product_dtype(precision))
-        self._policy = partial(gaussian_policy, dtype=product_dtype(precision))
+        self._dtype = product_dtype(precision)
+        self._values = partial(q_values, dtype=self._dtype)
+        self._policy = partial(gaussian_policy, dtype=self._dtype)
 
         z = self.encoder.size(obs_dim)
         actor_sources = [generator(seed, "learner", "actor") for seed in seeds]
@@ -158,11 +169,11 @@ class SAC:
 
         Returns the sum over seeds, the loss of each seed (S,) and the values (S, E, B).
         """
-        q = self._values(critics, z, action)
-        loss = (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+        opinion = criticise(critics, z, action, self._dtype)
+        loss = (opinion.values - target.unsqueeze(-2)).square().mean(-1).sum(-1)
         for term in self.regularisers:
-            loss = loss + term(lambda z, action: self._values(critics, z, action), z, action)
-        return loss.sum(), (loss, q)
+            loss = loss + term(opinion)
+        return loss.sum(), (loss, opinion.values)
 
     def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mean of alpha log pi - min Q: the sum over seeds, the loss of each seed (S,) and log pi (S, B)."""

@@ -327,7 +327,7 @@ def test_target_takes_the_penalty_off_and_adds_regularisers_to_the_loss() -> Non
 
     plain, penalised = SAC(3, 2, (0, 1), hidden=(8,)), SAC(3, 2, (0, 1), hidden=(8,), target_penalty=Half())
     assert penalised.noise_size(16) == plain.noise_size(16) + 3 == 2 * 16 * 2 + 3
-    regular = SAC(3, 2, (0, 1), hidden=(8,), regularisers=[lambda q, z, action: 10 + 0 * q(z, action).mean((-2, -1))])
+    regular = SAC(3, 2, (0, 1), hidden=(8,), regularisers=[lambda opinion: 10 + 0 * opinion.values.mean((-2, -1))])
     batch, noise = batches((0, 1), 1)[0]
     longer = torch.cat([noise, torch.zeros(2, 3)], -1)
     first = plain.update(batch, noise, torch.tensor(0.0))
