@@ -7,6 +7,7 @@ a checkpoint in every block (W1, W5), `GaussianEnsemble.fit` (W2), `Imagination.
     W2            ensemble of 7, one epoch and its holdout evaluation
     W3, W3e       imagined transitions, 50,000 starts x 5; the penalty over all 7 members, or over the 5 elites
     W3s           W3 with 10,000 starts
+    W4-EDAC-10    EDAC with 10 critics of 3 x 256; W4-SACN-10 without diversity; W4-EDAC-50 with 50 critics
     W5            one rollout of W3 and 1000 updates
 
 Data: synthetic, Hopper-shaped. Environment: MODE=eager|compile (default compile), THREADS and SEEDS (default 1).
@@ -32,6 +33,7 @@ from mbrl.checkpoint import save_checkpoint
 from mbrl.data.ring import ReplayTable
 from mbrl.data.termination import hopper
 from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.learn.regularisers import Diversity
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.nets import generator
@@ -76,26 +78,33 @@ class Bench:
         self.short = Transition(*(x[:20_960] for x in self.data))  # 78 batches of 256 and the holdout rows
         self.updates = 400
         self._training: OfflineTraining | None = None
+        self._critics: dict[tuple[int, float], OfflineTraining] = {}
 
     def imagination(self, members: str = "all") -> Imagination:
         model = self.model if members == "all" else self.model.elite_view()
         filters = FilterChain(clip=Clip(self.data), terminate=Terminate(hopper), penalise=Penalise(max_aleatoric, 2.5))
         return Imagination(model, PolicyActions(), RandomElite(), filters, LENGTH, chunk=1000)
 
+    def run(self, learner: SAC, real_ratio: float, name: str) -> OfflineTraining:
+        """A run whose logger is on; every block goes on where the last one ended."""
+        often = {"log_every": 200, "evaluate_every": 10**6, "rollout_every": 10**6}
+        folder = self.folder / name
+        return OfflineTraining(
+            learner=learner,
+            table=self.table,
+            imagination=self.imagination(),
+            schedule=Schedule(10**7, rollout_lanes=LANES, real_ratio=real_ratio, **often),
+            logger=RunLogger(folder, seeds=SEEDS, total_updates=10**7, console=Console(quiet=True)),
+            evaluate=lambda step: {},
+            save=lambda step, state: save_checkpoint(folder / "checkpoints", step, state),
+            choice=choose(MODE, torch.device("cpu"), 10**7, (200,)),  # type: ignore[arg-type]
+        )
+
     @property
     def training(self) -> OfflineTraining:
-        """A run whose logger and checkpoints are on; every block goes on where the last one ended."""
+        """The MOPO run of W1 and W5, its ring filled."""
         if self._training is None:
-            self._training = OfflineTraining(
-                learner=SAC(OBS, ACTION, SEEDS),
-                table=self.table,
-                imagination=self.imagination(),
-                schedule=Schedule(10**7, rollout_lanes=LANES, log_every=200, evaluate_every=10**6, rollout_every=10**6),
-                logger=RunLogger(self.folder, seeds=SEEDS, total_updates=10**7, console=Console(quiet=True)),
-                evaluate=lambda step: {},
-                save=lambda step, state: save_checkpoint(self.folder / "checkpoints", step, state),
-                choice=choose(MODE, torch.device("cpu"), 10**7, (200,)),  # type: ignore[arg-type]
-            )
+            self._training = self.run(SAC(OBS, ACTION, SEEDS), 0.05, "mopo")
             self.fill()
         return self._training
 
@@ -116,6 +125,19 @@ class Bench:
         model.fit(self.short)
         return (len(self.short.reward) - 1000) * len(SEEDS)
 
+    def w4(self, critics: int, diversity: float, count: int) -> int:
+        """`count` updates of an ensemble of critics on real rows alone."""
+        if (critics, diversity) not in self._critics:
+            terms = [Diversity(diversity)] if diversity else []
+            learner = SAC(
+                OBS, ACTION, SEEDS, critics=critics, hidden=(256,) * 3, actor_learning_rate=3e-4,
+                cosine_actor=False, max_temperature=None, regularisers=terms,
+            )  # fmt: skip
+            self._critics[critics, diversity] = self.run(learner, 1.0, f"critics-{critics}-{diversity}")
+        run = self._critics[critics, diversity]
+        run.run(until=run.step + count)
+        return count * len(SEEDS)
+
     def w5(self) -> int:
         _ = self.training
         self.fill()
@@ -131,6 +153,9 @@ def blocks(bench: Bench) -> dict[str, Callable[[], int]]:
         "W3": bench.fill,
         "W3e": lambda: bench.fill("elites"),
         "W3s": lambda: bench.fill(lanes=10_000),
+        "W4-EDAC-10": lambda: bench.w4(10, 1.0, 40),
+        "W4-SACN-10": lambda: bench.w4(10, 0.0, 40),
+        "W4-EDAC-50": lambda: bench.w4(50, 1.0, 8),
         "W5": bench.w5,
     }
 
