@@ -25,6 +25,7 @@ from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.memory import plan_memory
+from mbrl.nets import bfloat16_speedup
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock
 from mbrl.train import OfflineTraining
@@ -260,6 +261,8 @@ class Run:
             show(f"note: {note}", "yellow")
         if task.env is None:
             show("no environment: nothing is scored, the model's own estimate is shown instead", "yellow")
+        if self.cfg.precision == "bfloat16" and self.device.type == "cpu" and (gain := bfloat16_speedup()) < 1:
+            show(f"note: this CPU multiplies bfloat16 at {gain:.2f} of its float32 rate: it costs time here", "yellow")
         show(str(self.memory))
         show(f"run directory: {self.run.path}")
 

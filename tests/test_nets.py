@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -8,7 +9,19 @@ from torch import Tensor, nn
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from mbrl.nets import gaussian_policy, generator, init_mlp, linear, mlp, normal_init, q_values, rand, randn, squash
+from mbrl.nets import (
+    bfloat16_speedup,
+    gaussian_policy,
+    generator,
+    init_mlp,
+    linear,
+    mlp,
+    normal_init,
+    q_values,
+    rand,
+    randn,
+    squash,
+)
 
 
 def as_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -144,3 +157,15 @@ def test_squashed_density_stays_finite_where_tanh_saturates() -> None:
     assert log_density.tolist() == pytest.approx([expected] * 2, rel=1e-6)
     (slope,) = torch.autograd.grad(log_density.sum(), mean)
     assert slope.flatten().tolist() == pytest.approx([2.0, -2.0])
+
+
+def test_a_cpu_that_is_slow_in_bfloat16_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = torch.bmm
+
+    def slow(a: Tensor, b: Tensor) -> Tensor:
+        if a.dtype == torch.bfloat16:
+            time.sleep(0.05)
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch, "bmm", slow)
+    assert bfloat16_speedup(repeats=2) < 0.9
