@@ -19,8 +19,8 @@ Mode = Literal["auto", "eager", "compile", "graph"]
 Aux = TypeVar("Aux")
 Step = Callable[..., Metrics]
 
-# A cold compile of four SAC updates costs about a minute of one core and saves some 2 ms an update (bench/), so that
-# it pays after about 30,000 updates; below that a run is done sooner without.
+# A cold compile of four SAC updates costs half a minute of one core and saves some 2 ms an update (LOG.md): it pays
+# from about 15,000 updates on. `auto` waits until the gain is worth the risk of depending on a compiler.
 WORTH_COMPILING = 50_000
 
 

@@ -130,6 +130,12 @@ def load_latest(folder: Path, map_location: torch.device | str = "cpu") -> tuple
     return None
 
 
+def latest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, good or not; None if there is none."""
+    found = _checkpoints(folder)
+    return found[-1][0] if found else None
+
+
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """`(step, path)` of all checkpoint files, oldest first, good or not."""
     named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.pt"))

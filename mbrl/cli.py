@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -12,16 +13,18 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 import mbrl
 from mbrl import compose
-from mbrl.checkpoint import CheckpointError
+from mbrl.checkpoint import CheckpointError, latest_step
 from mbrl.compose import ConfigError
 from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
@@ -88,6 +91,27 @@ What most people set:
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
 
+FIT_HELP = """\
+mbrl fit: only the dynamics model, into the store.
+
+  mbrl fit task=hopper-medium-v2 seeds=5
+  mbrl fit dataset=/data/plant.npz dynamics.members=7 dynamics.max_epochs=50
+  mbrl fit resume=RUN_DIR                            go on with a fit that was stopped
+
+A fitted model is kept in the store (store=DIR, $MBRL_STORE, ~/.cache/mbrl/models) by the hash of data, dynamics
+settings, code and seed; `mbrl train` with the same ones takes it from there instead of fitting again.
+
+What most people set:
+  task=NAME or dataset=STRING     as for `mbrl train`     env=ID    for the bounds of the actions
+  dynamics=NAME    {dynamics}
+  dynamics.members=7 dynamics.elites=5 dynamics.hidden=[200,200,200,200]
+  dynamics.max_epochs=N dynamics.patience=5 dynamics.learning_rate=1e-3
+  seed=0 seeds=1   first seed, and how many are fitted side by side
+  device=auto      run_dir=DIR      store=DIR
+
+Progress shows the squared error on held-out rows. Ctrl-C keeps the last whole epoch.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status: 0 done, 1 error, 2 usage, 130 interrupted and saved."""
@@ -144,16 +168,34 @@ def run_to_resume(verb: str, words: list[str]) -> Path | None:
     return None
 
 
-def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Path], int], help_text: str) -> int:
+def wants_help(words: Sequence[str], help_text: str) -> bool:
+    """Print the help of a verb, with the options of its groups, if that is asked for."""
+    if not any(word in ("-h", "--help") for word in words):
+        return False
+    folder = compose.config_folder()
+    options = {d.name: ", ".join(sorted(p.stem for p in d.glob("*.yaml"))) for d in folder.iterdir() if d.is_dir()}
+    print(help_text.format(**options), end="")
+    return True
+
+
+def print_config(overrides: list[str]) -> None:
+    """Every key of a training run with its value, tuned values filled in."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(compose.config_folder()), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=overrides)
+    print(OmegaConf.to_yaml(compose.resolve(cfg, compose.load_problem(cfg).task)), end="")
+
+
+def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Path], int]) -> int:
     """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`."""
-    if any(word in ("-h", "--help") for word in words):
-        folder = compose.config_folder()
-        options = {d.name: ", ".join(sorted(p.stem for p in d.glob("*.yaml"))) for d in folder.iterdir() if d.is_dir()}
-        print(help_text.format(**options), end="")
-        return 0
     compose.register_resolvers()
     compose.check_overrides(words, config_name)
     overrides, flags = compose.split_words(words)
+    if config_name == "train" and flags == ["--cfg", "job"]:
+        print_config(overrides)
+        return 0
+    if {"-m", "--multirun"} & set(flags):  # a sweep has one directory for all its runs
+        overrides = [f"hydra.sweep.dir={w[len('run_dir=') :]}" if w.startswith("run_dir=") else w for w in overrides]
     status = 0
     failure: Exception | None = None
 
@@ -194,28 +236,34 @@ def forget(path: Path) -> None:
 
 def train_verb(words: list[str]) -> int:
     """`mbrl train`: a new run, or `resume=`."""
+    if wants_help(words, TRAIN_HELP):
+        return 0
     begun = run_to_resume("train", words)
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).train()
-    return hydra_verb("train", words, start_run, TRAIN_HELP)
+    return hydra_verb("train", words, start_run)
 
 
 def fit_verb(words: list[str]) -> int:
     """`mbrl fit`: the dynamics model only, of a new run or of `resume=`."""
+    if wants_help(words, FIT_HELP):
+        return 0
     begun = run_to_resume("fit", words)
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).fit_only()
-    return hydra_verb("train", words, fit_run, TRAIN_HELP.replace("mbrl train", "mbrl fit"))
+    return hydra_verb("train", words, fit_run)
 
 
 def collect_verb(words: list[str]) -> int:
     """`mbrl collect`: a new collection, or `resume=`."""
     from mbrl.cli_collect import COLLECT_HELP, resume_collection, start_collection
 
+    if wants_help(words, COLLECT_HELP):
+        return 0
     begun = run_to_resume("collect", words)
     if begun is not None:
         return resume_collection(begun, [w for w in words if not w.startswith("resume=")])
-    return hydra_verb("collect", words, start_collection, COLLECT_HELP)
+    return hydra_verb("collect", words, start_collection)
 
 
 def start_run(cfg: DictConfig, path: Path) -> int:
@@ -224,10 +272,30 @@ def start_run(cfg: DictConfig, path: Path) -> int:
     return Run(prepare(cfg, problem, path), problem, path).train()
 
 
+CHANGEABLE = (
+    "updates", "device", "threads", "compile", "store", "logger", "wandb", "progress", "log_every", "eval.every",
+    "checkpoint_seconds",
+)  # fmt: skip
+"""Keys, or their beginnings, that a resumed run may be given anew."""
+
+
 def resume_run(path: Path, words: list[str]) -> Run:
-    """A run to go on with; `words` may change keys of its configuration (e.g. `logger=wandb`)."""
+    """A run to go on with; `words` may change what its result does not depend on, and `updates`.
+
+    Raises:
+        ConfigError: it is no training run, or a word would change what it has begun.
+    """
     run = RunDirectory.open(path)
+    if "collection" in run.meta:
+        raise ConfigError(f"{path} is a collection; go on with it by `mbrl collect resume={path}`")
     cfg = saved_config(path, words)
+    for word in words:
+        key = word.split("=", 1)[0]
+        if not key.startswith(CHANGEABLE):
+            raise ConfigError(
+                f"resume: {key} is settled since the run began; what may change is {', '.join(CHANGEABLE)}. For "
+                f"another {key}, start a new run"
+            )
     compose.register_resolvers()
     compose.check_numbers(cfg)
     problem = compose.load_problem(cfg)
@@ -236,6 +304,9 @@ def resume_run(path: Path, words: list[str]) -> Run:
             f"{problem.dataset.name} is not the dataset that {path} began with (hash {problem.dataset.hash[:12]}, it "
             f"was {run.meta['dataset_hash'][:12]}); put the old file back, or start a new run"
         )
+    done = latest_step(run.checkpoints)
+    if done is not None and done > cfg.updates:
+        raise ConfigError(f"resume: {path} has done {done:,} updates already, more than updates={cfg.updates}")
     return Run(normalise(cfg), problem, path, begun=run)
 
 
@@ -273,7 +344,12 @@ def eval_verb(words: list[str]) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--episodes", type=_count, default=20, help="episodes per seed (default 20)")
     parser.add_argument("--env", help="another environment than the run's")
-    parser.add_argument("--evaluation", type=int, default=0, help="chooses the episodes' reset seeds (default 0)")
+    parser.add_argument(
+        "--evaluation",
+        type=functools.partial(_count, least=0),
+        default=0,
+        help="chooses the episodes' reset seeds (default 0)",
+    )
     parser.add_argument("--video", type=Path, metavar="FILE", help="film one episode of the first seed (.mp4 or .gif)")
     parsed = parser.parse_args(words)
     path: Path = parsed.run_dir
@@ -324,10 +400,10 @@ def eval_verb(words: list[str]) -> int:
     return 0
 
 
-def _count(word: str) -> int:
+def _count(word: str, least: int = 1) -> int:
     """An argument that counts something."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not a whole number of 1 or more")
+    if not word.isdecimal() or int(word) < least:
+        raise argparse.ArgumentTypeError(f"{word} is not a whole number of {least} or more")
     return int(word)
 
 

@@ -89,6 +89,8 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"cannot read an override: {str(error).splitlines()[0]}") from None
+    if config_name == "train" and {"task", "dataset"} <= {o.key_or_group for o in parsed if o.value() is not None}:
+        raise ConfigError("task= names a dataset of its own: give task=, or dataset= with env=, not both")
     folders = [config_folder()]
     chosen = []
     own_folder = get_args_parser().parse_args(flags).config_dir
@@ -188,13 +190,22 @@ COUNTS = {
     "eval.every": 1, "eval.episodes": 1, "eval.model_horizon": 1,
     "rollout.length": 1, "rollout.lanes": 1, "rollout.every": 1, "rollout.retain": 1,
     "learner.critics": 1, "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
-    "dynamics.patience": 1, "dynamics.max_epochs": 1,
+    "dynamics.patience": 1, "dynamics.max_epochs": 1, "horizon": 1,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
 
+RANGES = {
+    "real_ratio": (0.0, 1.0), "learner.discount": (0.0, 1.0), "learner.target_rate": (0.0, 1.0),
+    "rollout.penalise.coefficient": (0.0, math.inf), "rollout.clip.margin": (0.0, math.inf),
+    "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
+    "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),
+}  # fmt: skip
+"""Keys that measure something, and the least and most they may be."""
+
+
 def check_numbers(cfg: DictConfig) -> None:
-    """Hold `COUNTS` to whole numbers, in place: 1e6 becomes 1000000.
+    """Hold `COUNTS` to whole numbers, in place (1e6 becomes 1000000), and `RANGES` to theirs.
 
     Raises:
         ConfigError: names the key, the value and what was expected.
@@ -206,6 +217,14 @@ def check_numbers(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, key, value)
         if value is not None and (type(value) is not int or value < least):
             raise ConfigError(f"{key}={value}: expected a whole number, {least} or more")
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (type(value) not in (int, float) or not low <= value <= high):
+            limit = f"between {low:g} and {high:g}" if high < math.inf else f"{low:g} or more"
+            raise ConfigError(f"{key}={value}: expected a number, {limit}")
+    chunk = OmegaConf.select(cfg, "rollout.chunk")
+    if chunk not in (None, "auto") and (type(chunk) is not int or chunk < 1):
+        raise ConfigError(f"rollout.chunk={chunk}: expected auto or a whole number, 1 or more")
     seconds = cfg.checkpoint_seconds
     if seconds is not None and (type(seconds) not in (int, float) or not seconds >= 0):
         raise ConfigError(f"checkpoint_seconds={seconds}: expected a number of seconds, 0 or more, or null for never")
@@ -418,5 +437,8 @@ def find_run_task(cfg: DictConfig, meta: Mapping[str, Any]) -> Task:
     """The task of a finished run, without loading its dataset."""
     if cfg.dataset is None and cfg.env == "auto" and cfg.horizon is None and cfg.termination is None:
         return find_task(cfg.task)
-    task = find_task(cfg.task) if cfg.dataset is None else None
-    return task_for(meta["dataset"], meta["env"], horizon=meta["horizon"], reference=task.reference if task else None)
+    reference = None
+    if meta["reference"] is not None:
+        low, high = meta["reference"]
+        reference = Reference(low, high, source=meta["reference_source"], environment=str(meta["env"]))
+    return task_for(meta["dataset"], meta["env"], horizon=meta["horizon"], reference=reference)

@@ -12,15 +12,17 @@ import importlib.util
 import io
 import json
 import math
+import netrc
 import os
 import secrets
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import torch
 from rich.console import Console
@@ -60,7 +62,7 @@ class RunLogger:
         wandb_mode: online, offline or disabled; None leaves it to `WANDB_MODE`.
 
     Raises:
-        ValueError: an unknown sink.
+        ValueError: an unknown sink; wandb is to work online and has no API key.
         ModuleNotFoundError: a sink's package is not installed.
     """
 
@@ -94,6 +96,7 @@ class RunLogger:
         if "tensorboard" in sinks:
             self._sinks.append(_TensorBoard(self._run_dir / "tensorboard"))
         if "wandb" in sinks:
+            check_wandb_key(wandb_mode)
             self._wandb_id = secrets.token_hex(4)
             options = {
                 "project": wandb_project,
@@ -111,6 +114,7 @@ class RunLogger:
         self._last_step: int | None = None
         self._last_row: dict[str, float] = {}
         self._opened = False
+        self._open_sinks: list[_Sink] = []
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._last_flush = (0, 0.0)
@@ -179,9 +183,8 @@ class RunLogger:
 
     def state_dict(self) -> StateDict:
         """Sums not yet flushed, the last row, and how many rows there are; they are safely on the disk afterwards."""
-        if self._opened:
-            for sink in self._sinks:
-                sink.sync()
+        for sink in self._open_sinks:
+            sink.sync()
         return {
             "sums": {name: total.clone() for name, total in self._sums.items()},
             "counts": dict(self._counts),
@@ -212,9 +215,8 @@ class RunLogger:
 
     def close(self, status: str) -> None:
         """End all sinks; wandb is told whether `status` is finished."""
-        if self._opened:
-            for sink in self._sinks:
-                sink.close(status == "finished")
+        for sink in self._open_sinks:
+            sink.close(status == "finished")
 
     @contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator[ProgressBar]:
@@ -250,6 +252,7 @@ class RunLogger:
         self._opened = True
         for sink in self._sinks:
             sink.open(self._rows, self._last_step, self._last_row, self._wandb_id)
+            self._open_sinks.append(sink)  # one that does not open is not to be closed
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         if not self._opened:
@@ -403,6 +406,36 @@ class _TensorBoard:
         self._writer.close()
 
 
+_WANDB_WAY_OUT = "log in with `wandb login`, set WANDB_API_KEY, or use wandb.mode=offline and `wandb sync` later"
+
+
+def check_wandb_key(mode: str | None) -> None:
+    """Find out before any work whether wandb has credentials, without a prompt and without the network.
+
+    Args:
+        mode: online, offline or disabled; None leaves it to `WANDB_MODE` and wandb's settings files.
+
+    Raises:
+        ValueError: it is to work online, and there is nothing to log in with.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    if (mode or os.environ.get("WANDB_MODE") or settings.mode) not in ("online", "shared"):
+        return
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.api_key:
+        return
+    # Where `wandb login` puts the key; a key for another host is found out by `wandb.init`.
+    home = Path.home()
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
+    for file in files:
+        with suppress(OSError, netrc.NetrcParseError):
+            known = netrc.netrc(str(file))
+            if any(known.authenticators(host) for host in (urlsplit(settings.base_url).netloc, "api.wandb.ai")):
+                return
+    raise ValueError(f"logger=wandb: no API key is configured; {_WANDB_WAY_OUT}")
+
+
 class _Wandb:
     """One wandb run; a resume goes on with it by its id."""
 
@@ -412,7 +445,10 @@ class _Wandb:
     def open(self, rows: int, last_step: int | None, last_row: Mapping[str, float], wandb_id: str | None) -> None:
         import wandb
 
-        self._run = wandb.init(**self._options, id=wandb_id, resume="allow")
+        try:
+            self._run = wandb.init(**self._options, id=wandb_id, resume="allow")
+        except wandb.Error as error:
+            raise ValueError(f"logger=wandb: {error}; {_WANDB_WAY_OUT}") from error
         if last_step is not None:  # wandb sends a row when the next one starts: a killed run still owes its last
             self.write(last_step, last_row, last_row, True)
 

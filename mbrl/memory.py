@@ -9,6 +9,7 @@ import torch
 
 from mbrl.data.ring import row_width
 
+ENVIRONMENTS = 20 * 2**20  # a seed's evaluation environments, its networks and their optimisers
 PROCESS = 400 * 2**20  # Python, torch and the libraries around them, measured by bench/memory.py
 
 
@@ -88,7 +89,7 @@ def plan_memory(
     width = row_width(obs_dim, action_dim)
     # An epoch's row orders are 32-bit numbers, drawn and shuffled; two layers' activations live at once.
     orders = 2 * members * rows * torch.int32.itemsize
-    activations = 2 * members * lanes * hidden * number
+    activations = 2 * members * lanes * hidden * number + ENVIRONMENTS
     shared = (PROCESS if device.type == "cpu" else 0) + loaded + fit_table + rows * width * number
     return MemoryPlan(shared, capacity * width * number + orders + activations, seeds, available_memory(device))
 

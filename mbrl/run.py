@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,11 @@ from mbrl.dynamics.ensemble import FitReport
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
-from mbrl.log import RunLogger
+from mbrl.log import RunLogger, read_metrics
 from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json
 from mbrl.train import OfflineTraining
 from mbrl.types import StateDict, Stateful
 
@@ -103,7 +102,7 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
         "dataset_hash": problem.dataset.hash,
         "transitions": len(problem.dataset.transitions.reward),
         "env": problem.task.env,
-        "horizon": problem.task.horizon,
+        "horizon": None if problem.task.env is None else problem.task.horizon,
         "device": cfg.device,
         "threads": cfg.threads,
         "behaviour_return_mean": float(returns.mean()) if len(returns) else None,
@@ -162,7 +161,6 @@ class Run:
         torch.set_num_threads(cfg.threads)
         self.console = Console(soft_wrap=True, highlight=False)
         self.rate: float | None = None
-        self.estimate = math.nan
         self.logger = RunLogger(
             path,
             list(cfg.logger),
@@ -185,7 +183,7 @@ class Run:
             capacity=compose.ring_capacity(cfg),
             members=self.model.members,
             hidden=max(p.shape[-1] for p in self.model.params),
-            lanes=self.imagination.chunk,
+            lanes=min(self.imagination.chunk, cfg.rollout.lanes),
             seeds=len(self.seeds),
             device=self.device,
         )
@@ -205,7 +203,7 @@ class Run:
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
-                return self.interrupted("train", 0)
+                return self.interrupted("train", None)
             training = OfflineTraining(
                 learner=self.learner,
                 table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
@@ -226,7 +224,8 @@ class Run:
             with self.logger.progress("training", total=self.schedule.updates, completed=training.step) as bar:
                 training.progress = bar
                 complete = training.run()
-            self.rate = (training.step - first) / max(time.monotonic() - began, 1e-9)
+            if training.step > first:
+                self.rate = (training.step - first) / (time.monotonic() - began)
             self.save_policy(training)
             if not complete:
                 return self.interrupted("train", training.step)
@@ -237,7 +236,7 @@ class Run:
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
             if not self.fit_model(stop):
-                return self.interrupted("fit", 0)
+                return self.interrupted("fit", None)
             self.run.write_meta(status="finished")
             self.logger.close("finished")
             error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
@@ -297,7 +296,8 @@ class Run:
             except FitInterrupted:
                 return False
         error = model.holdout_error.gather(-1, model.elites).mean(-1)
-        self.run.write_meta(dynamics={"key": key, "from": source, "holdout_error": error.tolist()})
+        if source != "run":  # a resumed run's model is noted already
+            self.run.write_meta(dynamics={"key": key, "from": source, "holdout_error": error.tolist()})
         if source == "store":
             self.say(f"dynamics model from the store ({key})")
         return True
@@ -321,12 +321,10 @@ class Run:
         """Score the policy in the environment, or ask the model; numbers for the log."""
         learner = training.learner
         if self.evaluator is None:
-            estimate = model_estimate(
-                learner, training.imagination, self.starts(), self.cfg.eval.model_horizon, evaluation=step
-            )
-            self.estimate = float(estimate["return"].mean())
+            horizon = self.model_horizon()
+            estimate = model_estimate(learner, training.imagination, self.starts(), horizon, evaluation=step)
             self.logger.add({name: value for name, value in estimate.items() if name != "return"}, "model")
-            values = {"model/return": self.estimate}
+            values = {"model/return": float(estimate["return"].mean())}
             if len(self.seeds) > 1:
                 per_seed = zip(self.seeds, estimate["return"].tolist(), strict=True)
                 values |= {f"model/return/seed_{seed}": value for seed, value in per_seed}
@@ -342,18 +340,34 @@ class Run:
             values |= {f"eval/return/seed_{s}": float(r.mean()) for s, r in zip(self.seeds, done.returns, strict=True)}
         return values
 
+    def model_horizon(self) -> int:
+        """Steps of the model-side estimate: no more than most of the dataset's episodes were allowed to make."""
+        lengths, _, terminal = self.episodes()
+        allowed = lengths[~terminal]
+        longest: int = self.cfg.eval.model_horizon
+        return min(longest, int(allowed.median())) if len(allowed) else longest
+
     def behaviour_over(self, horizon: int) -> float:
-        """Mean return of the dataset's episodes, incomplete ones included, in their first `horizon` steps."""
-        data, end = self.problem.dataset.transitions, self.problem.dataset.episode_end
-        rows = torch.arange(len(end))
-        begins = torch.cat([torch.tensor([True]), end[:-1]])
-        step = rows - torch.where(begins, rows, 0).cummax(0).values
-        return float(data.reward[step < horizon].double().sum() / begins.sum())
+        """Mean return of the dataset's episodes in their first `horizon` steps, but of those cut off before."""
+        lengths, first, terminal = self.episodes()
+        cumulative = torch.cat(
+            [torch.zeros(1, dtype=torch.double), self.problem.dataset.transitions.reward.double().cumsum(0)]
+        )
+        whole = terminal | (lengths >= horizon)
+        returns = cumulative[first + lengths.clamp(max=horizon)] - cumulative[first]
+        return float(returns[whole].mean())
+
+    def episodes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every episode in the dataset: its length, its first row, and whether it ended in a terminal."""
+        end = self.problem.dataset.episode_end.clone()
+        end[-1] = True
+        last = torch.nonzero(end).flatten()
+        first = torch.cat([torch.tensor([0]), last[:-1] + 1])
+        return last - first + 1, first, self.problem.dataset.transitions.terminal[last]
 
     def starts(self) -> torch.Tensor:
         """Up to 256 observations in which episodes of the dataset begin."""
-        end = self.problem.dataset.episode_end
-        first = torch.cat([torch.tensor([0]), torch.nonzero(end[:-1]).flatten() + 1])
+        _, first, _ = self.episodes()
         pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
         return self.problem.dataset.transitions.obs[first[pick]].to(self.device)
 
@@ -371,10 +385,11 @@ class Run:
         }
         atomic_write(self.run.path / "policy.pt", lambda file: torch.save(state, file))
 
-    def interrupted(self, verb: str, step: int) -> int:
-        """Saved, and told how to go on."""
-        self.summarise("interrupted", step)
-        self.say(f"stopped at update {step:,} and saved; go on with: mbrl {verb} resume={self.run.path}")
+    def interrupted(self, verb: str, step: int | None) -> int:
+        """Saved, and told how to go on; `step` is None within the fit."""
+        self.summarise("interrupted", step or 0)
+        where = "in the fit of the dynamics model" if step is None else f"at update {step:,}"
+        self.say(f"stopped {where} and saved; go on with: mbrl {verb} resume={self.run.path}")
         return INTERRUPTED
 
     def finished(self, step: int) -> int:
@@ -384,9 +399,11 @@ class Run:
         summary = self.summarise("finished", step)
         if self.evaluator is None:
             picture = model_curve(self.run.path)
-            horizon = self.cfg.eval.model_horizon
+            horizon = self.model_horizon()
+            # Read back, since a run that was killed after its last evaluation has none in memory.
+            estimate = [row["model/return"] for row in read_metrics(self.run.path) if "model/return" in row][-1]
             self.say(
-                f"by the model's own estimate the policy returns {self.estimate:.1f} over {horizon} steps; the "
+                f"by the model's own estimate the policy returns {estimate:.1f} over {horizon} steps; the "
                 f"dataset's episodes return {self.behaviour_over(horizon):.1f} in their first {horizon}",
                 "bold",
             )
@@ -406,6 +423,12 @@ class Run:
         self.say(f"curve: {picture}")
         return 0
 
+    def last_rate(self) -> float | None:
+        """The rate of an earlier process of this run, where this one had no updates to do."""
+        path = self.run.path / "summary.json"
+        rate: float | None = read_json(path)["updates_per_second"] if path.exists() else None
+        return rate
+
     def summarise(self, status: str, step: int) -> dict[str, Any]:
         """Write `summary.json` and close the log."""
         task, plan = self.problem.task, self.cfg.eval
@@ -419,11 +442,11 @@ class Run:
         summary = self.run.write_summary(
             status=status,  # type: ignore[arg-type]
             updates=step,
-            updates_per_second=self.rate,  # of this process, imagination and evaluation included, fitting not
+            updates_per_second=self.rate or self.last_rate(),  # imagination and evaluation included, fitting not
             wall_seconds=self.logger.seconds,
             behaviour_return_mean=self.run.meta.get("behaviour_return_mean"),
             behaviour_return_max=self.run.meta.get("behaviour_return_max"),
-            label=task.label,
+            label=self.run.meta["label"],
             protocol=protocol,
         )
         self.run.write_meta(status=status)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mbrl.capture import EAGER, Choice, Step, capture
 from mbrl.data.ring import ReplayTable
-from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.imagine import Imagination
-from mbrl.types import Logger, Metrics, StateDict
+from mbrl.types import Learner, Logger, Metrics, StateDict
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class OfflineTraining:
         step: updates done.
     """
 
-    learner: SAC
+    learner: Learner
     table: ReplayTable
     imagination: Imagination
     schedule: Schedule
@@ -127,7 +126,7 @@ class OfflineTraining:
         # The count of updates as the captured unit sees it: on the device, so that a replayed graph can advance it.
         self._done = torch.zeros((), device=self.table.rows.device)
         self._captured: Step | None = None
-        self.real_rows = int(self.schedule.batch_size * self.schedule.real_ratio)
+        self.real_rows = int(self.schedule.batch_size * self.schedule.real_ratio + 1e-9)  # 0.29 * 100 is below 29
 
     def run(self, until: int | None = None) -> bool:
         """Train to the end, or to update `until`; False if it was asked to stop and has saved, else True.
@@ -204,14 +203,14 @@ class OfflineTraining:
 
     def _require_finite(self) -> None:
         """Before the learner is scored or saved: metrics are only looked at when they are reported."""
-        weights = [*self.learner.actor, *self.learner.critics, self.learner.log_temperature]
-        if not bool(torch.stack([torch.isfinite(w).all() for w in weights]).all()):
+        finite = torch.stack([torch.isfinite(w).all() for w in self.learner.weights()])
+        if not bool(finite.all()):
             raise self._diverged("weights")
 
     def _diverged(self, what: str) -> TrainingDiverged:
         return TrainingDiverged(
             f"{what} not finite at update {self.step}. Usual causes: rewards on a large scale, a model that runs away "
-            "(raise rollout.penalise.coefficient, lower rollout.length), a learning rate too high. "
+            "(a larger penalty or shorter rollouts would hold it), a learning rate too high. "
             "The last checkpoint is from before."
         )
 

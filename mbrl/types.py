@@ -177,7 +177,9 @@ class Regulariser(Protocol):
 
 
 class Learner(Stateful, Protocol):
-    """A policy with an update rule."""
+    """A policy with an update rule, for the stacked `seeds`."""
+
+    seeds: tuple[int, ...]
 
     def noise_size(self, batch_size: int) -> int:
         """Standard normal numbers that one update needs per seed."""
@@ -187,8 +189,20 @@ class Learner(Stateful, Protocol):
         """One gradient step. noise (S, noise_size), progress () in [0, 1] of the whole run (schedules)."""
         ...
 
-    def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "sample", noise: Tensor | None = None) -> Tensor:
+    def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None) -> Tensor:
         """obs (S, N, O) -> action (S, N, A); `sample` needs noise (S, N, A)."""
+        ...
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """The stochastic policy: obs (S, N, O), noise (S, N, A) -> action (S, N, A)."""
+        ...
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The critics' opinions: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
+        ...
+
+    def weights(self) -> list[Tensor]:
+        """Everything that is trained; it must stay finite."""
         ...
 
 

@@ -346,6 +346,42 @@ def test_wandb_offline_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert second[8]["eval/late"] == 1.0
 
 
+@pytest.fixture
+def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()  # it remembers the settings of earlier tests
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_wandb_without_a_key_is_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mode in (None, "online"):
+        with pytest.raises(ValueError, match=r"no API key.*`wandb login`.*wandb\.mode=offline"):
+            make(tmp_path, ("wandb",), wandb_mode=mode)
+    make(tmp_path, ("wandb",), wandb_mode="offline")
+    (tmp_path / "netrc").write_text("machine elsewhere.org login user password secret\n")
+    with pytest.raises(ValueError, match="no API key"):
+        make(tmp_path, ("wandb",))
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    make(tmp_path, ("wandb",))
+    monkeypatch.setenv("NETRC", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    make(tmp_path, ("wandb",))
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_what_wandb_refuses_is_one_line_and_the_run_still_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    logger = make(tmp_path, ("wandb",), wandb_mode="online")
+    monkeypatch.delenv("WANDB_API_KEY")  # wandb's own refusal without a network
+    with pytest.raises(ValueError, match=r"logger=wandb: .*wandb\.mode=offline"):
+        logger.log_event(1, {"loss": 1.0})
+    logger.close("failed")
+
+
 def test_progress_on_a_file_is_plain_lines_and_nothing_when_quiet(tmp_path: Path) -> None:
     text = io.StringIO()
     logger = RunLogger(tmp_path, seeds=(0,), total_updates=100, console=Console(file=text, width=40))

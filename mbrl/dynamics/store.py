@@ -12,6 +12,7 @@ import copy
 import hashlib
 import inspect
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,7 +72,8 @@ def fit_or_load(
     if own is not None:
         model.load_state_dict(own)
         return "run"
-    unfinished = _load(scratch / "unfinished")
+    begun = scratch / "unfinished" / key  # a fit of other settings or code is no beginning of this one
+    unfinished = _load(begun)
     if unfinished is None:
         states = [_load(root / key / f"seed_{seed}") for seed in model.seeds]
         found = [state for state in states if state is not None]
@@ -87,7 +89,7 @@ def fit_or_load(
         nonlocal last_save, last
         last = report.epoch, copy.deepcopy(report.state())
         if time.monotonic() - last_save >= save_seconds:
-            save_checkpoint(scratch / "unfinished", *last)
+            save_checkpoint(begun, *last)
             last_save = time.monotonic()
         if on_epoch is not None:
             on_epoch(report)
@@ -96,15 +98,14 @@ def fit_or_load(
         model.fit(data, on_epoch=after_epoch, should_stop=should_stop, resume=unfinished)
     except FitStopped:
         if last is not None:
-            save_checkpoint(scratch / "unfinished", *last)
+            save_checkpoint(begun, *last)
         raise FitInterrupted("the fit was asked to stop; its last whole epoch is saved") from None
     state = model.state_dict()
     save_checkpoint(scratch / "model", 0, state, keep=1)
     for i, seed in enumerate(model.seeds):
         one = {name: tensor[i : i + 1].clone() for name, tensor in state.items()}
         save_checkpoint(root / key / f"seed_{seed}", 0, one, keep=1)
-    for left in (scratch / "unfinished").glob("step_*.pt"):
-        left.unlink()
+    shutil.rmtree(scratch / "unfinished", ignore_errors=True)
     return "fitted"
 
 

@@ -218,6 +218,10 @@ class SAC:
             "temperature_optimiser": self.temperature_optimiser,
         }
 
+    def weights(self) -> list[Tensor]:
+        """Everything that is trained."""
+        return [*self.actor, *self.critics, self.log_temperature]
+
     def state_dict(self) -> StateDict:
         """Networks, temperature, targets, moments."""
         return {**self._lists()} | {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}

@@ -11,16 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mbrl.learn.sac import SAC
 from mbrl.nets import generator
-from mbrl.rollout.filters import FilterChain, Penalise
+from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.uncertainty import max_aleatoric
-from mbrl.types import Metrics
+from mbrl.types import Learner, Metrics
 
 
 @torch.no_grad()
-def model_estimate(learner: SAC, imagination: Imagination, starts: Tensor, horizon: int, evaluation: int) -> Metrics:
+def model_estimate(
+    learner: Learner, imagination: Imagination, starts: Tensor, horizon: int, evaluation: int
+) -> Metrics:
     """Roll the deterministic policy through the model from given states.
 
     Args:
@@ -35,7 +36,8 @@ def model_estimate(learner: SAC, imagination: Imagination, starts: Tensor, horiz
         `uncertainty`, mean max-aleatoric uncertainty a step; `q_start`, mean of the smallest critic at the start.
     """
     seeds = learner.seeds
-    believed = [f for f in imagination.filters.filters if not isinstance(f, Penalise)]
+    # What the world does, and nothing of what is made of it: no penalty, no end of a lane by distrust.
+    believed = [f for f in imagination.filters.filters if isinstance(f, Clip | Terminate)]
     plain = dataclasses.replace(imagination, filters=FilterChain(others=believed))
     sources = [generator(seed, "estimate", evaluation, device=starts.device) for seed in seeds]
     act: Callable[[Tensor, Tensor], Tensor] = lambda obs, noise: learner.act(obs, mode="mean")  # noqa: E731

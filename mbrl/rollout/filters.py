@@ -101,7 +101,13 @@ class FilterChain:
             name = type(part).__name__
             if [x.shape for x in tensors(done)] != [x.shape for x in tensors(step)]:
                 raise ValueError(f"filter {name} changed a shape: {shapes(step)} became {shapes(done)}")
-            step = done._replace(alive=done.alive & step.alive, keep=done.keep & step.keep)
+            step = (
+                done
+                if isinstance(part, Terminate)
+                else done._replace(terminal=step.terminal)._replace(
+                    alive=done.alive & step.alive, keep=done.keep & step.keep
+                )
+            )
         return step
 
 
