@@ -448,7 +448,8 @@ class _Wandb:
         try:
             self._run = wandb.init(**self._options, id=wandb_id, resume="allow")
         except wandb.Error as error:
-            raise ValueError(f"logger=wandb: {error}; {_WANDB_WAY_OUT}") from error
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"logger=wandb: {reason}; {_WANDB_WAY_OUT}") from error
         if last_step is not None:  # wandb sends a row when the next one starts: a killed run still owes its last
             self.write(last_step, last_row, last_row, True)
 

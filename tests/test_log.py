@@ -373,10 +373,10 @@ def test_wandb_without_a_key_is_refused_before_anything_runs(tmp_path: Path, mon
 
 
 @pytest.mark.usefixtures("logged_out")
-def test_what_wandb_refuses_is_one_line_and_the_run_still_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+def test_what_wandb_refuses_is_one_line_and_the_run_still_ends(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
     logger = make(tmp_path, ("wandb",), wandb_mode="online")
-    monkeypatch.delenv("WANDB_API_KEY")  # wandb's own refusal without a network
+    (tmp_path / "netrc").unlink()  # wandb's own refusal without a network
     with pytest.raises(ValueError, match=r"logger=wandb: .*wandb\.mode=offline"):
         logger.log_event(1, {"loss": 1.0})
     logger.close("failed")
