@@ -142,7 +142,7 @@ class Collect:
         assert self.task.env is not None
         self.device = torch.device(cfg.device)
         torch.set_num_threads(cfg.threads)
-        self.console = Console(quiet=not cfg.progress)
+        self.console = Console(soft_wrap=True, highlight=False)
         self.levels: list[str] = [cfg.policy_level] if given else check_levels(cfg.levels)
         self.shelf = Shelf(
             root=minari_root(None if cfg.out is None else Path(cfg.out)),
@@ -170,7 +170,7 @@ class Collect:
             list(cfg.logger),
             seeds=[cfg.seed],
             total_updates=cfg.steps,
-            console=self.console,
+            console=self.console if cfg.progress else Console(quiet=True),
             config=OmegaConf.to_container(cfg),  # type: ignore[arg-type]
             name=path.name,
             **{f"wandb_{key}": value for key, value in cfg.wandb.items()},
@@ -229,10 +229,9 @@ class Collect:
         """Train, roll out, write; the exit status."""
         cfg = self.cfg
         self.console.print(
-            f"[bold]{', '.join(self.levels)}[/] of {self.task.env}, seed {cfg.seed}, into {self.shelf.root}",
-            soft_wrap=True,
+            f"[bold]{', '.join(self.levels)}[/] of {self.task.env}, seed {cfg.seed}, into {self.shelf.root}"
         )
-        self.console.print(f"run directory: {self.run.path}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"run directory: {self.run.path}", markup=False)
         with lock(self.run.path), endings(self.run, self.logger) as stop:
             self.sets.should_stop = lambda: stop.requested
             self.sets.missing()  # asked before training: a foreign set in the way ends the run now
@@ -247,7 +246,7 @@ class Collect:
     def train(self, training: OnlineTraining, stop: StopRequest) -> bool:
         """SAC online; False if asked to stop."""
         if restore(training, self.run, self.logger, self.device):
-            self.console.print(f"resumed at step {training.step:,}", highlight=False)
+            self.console.print(f"resumed at step {training.step:,}")
         training.should_stop = lambda: stop.requested
         self.evaluator = Evaluator(
             self.player.name,
@@ -321,7 +320,7 @@ class Collect:
     def interrupted(self) -> int:
         """Saved, and told how to go on."""
         self.summarise("interrupted")
-        self.console.print(f"stopped and saved; go on with: mbrl collect resume={self.run.path}", soft_wrap=True)
+        self.console.print(f"stopped and saved; go on with: mbrl collect resume={self.run.path}", markup=False)
         return INTERRUPTED
 
     def finished(self) -> int:
@@ -332,12 +331,12 @@ class Collect:
         self.player.env.close()
         for level in self.levels:
             noted = self.run.meta["sets"][level]
-            self.console.print(f"[bold]minari:{noted['id']}[/]  {describe(noted)}", highlight=False, soft_wrap=True)
+            self.console.print(f"[bold]minari:{noted['id']}[/]  {describe(noted)}")
         if self.cfg.out is not None:
             folder = self.shelf.root / self.shelf.name(self.levels[0])
-            self.console.print(f"to load one: dataset={folder}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"to load one: dataset={folder}", markup=False)
         if self.run.updates:
-            self.console.print(f"curve: {learning_curve(self.run.path)}", highlight=False, soft_wrap=True)
+            self.console.print(f"curve: {learning_curve(self.run.path)}", markup=False)
         return 0
 
     def summarise(self, status: str) -> None:

@@ -214,7 +214,12 @@ def test_policy_of_a_training_run_is_rolled_out(tmp_path: Path, capsys: pytest.C
     ]
     assert main(["train", *train]) == 0
     common = [f"policy={run}", "size=250", "progress=false", f"out={tmp_path / 'sets'}", "eval.episodes=1"]
+    capsys.readouterr()
     assert main(["collect", *common, "stochastic=false", "policy_seed=1", f"run_dir={tmp_path / 'one'}"]) == 0
+    said = capsys.readouterr().out  # without progress only the bar is missing
+    assert f"run directory: {tmp_path / 'one'}\n" in said
+    assert "minari:mbrl/" in said
+    assert "rolling out" not in said
     data = load_dataset(str(tmp_path / "sets/mbrl/pendulum-v1/policy-v0")).transitions
     assert len(data.reward) == 400
     saved = torch.load(run / "policy.pt", weights_only=True)
