@@ -33,6 +33,8 @@ REQUIRED = ("obs", "action", "reward", "terminal")
 MATRICES = ("obs", "action", "next_obs")
 FLAGS = ("terminal", "timeout")
 ACTION_LIMIT = 1e6
+FEW_VALUES = 32
+"""Whole-numbered actions with at most so many different values look like numbers of discrete choices."""
 
 
 class DatasetError(ValueError):
@@ -230,6 +232,13 @@ def _content_warnings(arrays: Mapping[str, Array], keys: Mapping[str, str]) -> l
                 f"`{keys[field]}` is constant in column{'s' if len(constant) > 1 else ''} {_some(constant)}: nothing "
                 "can be learned from it."
             )
+    action = arrays["action"]
+    if (action == np.rint(action)).all() and 1 < len(values := np.unique(action)) <= FEW_VALUES:
+        shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+        warnings.append(
+            f"`{keys['action']}` takes only the {len(values)} whole numbers {shown}. Discrete actions are not "
+            "supported: they will be treated as continuous, and a policy acts between them."
+        )
     reward = arrays["reward"]
     if not reward.any():
         warnings.append(f"`{keys['reward']}` is 0 in every row: there is nothing to optimise.")
@@ -308,12 +317,19 @@ def episode_warnings(
             f"all {len(ended)} terminals come at step {ended[0]} of their episodes: that looks like a time limit "
             f"stored as `{keys['terminal']}`. Time limits belong into `timeouts`, else the last state's value is lost."
         )
-    if "next_obs" in arrays and (marked or terminal.any()):
+    if "next_obs" in arrays:
         obs, next_obs = arrays["obs"], arrays["next_obs"]
         inside = ~end[:-1]
         broken = inside & ~follows(next_obs[:-1], obs[1:], _tolerance(obs))
         share = broken.sum() / max(inside.sum(), 1)
-        if share > 0.001:
+        limit = None if marked else _regular_length(end, broken)
+        if limit is not None:
+            warnings.append(
+                f"every {limit} steps `{keys['next_obs']}` differs from the next row's `{keys['obs']}` (first: row "
+                f"{int(broken.argmax())}): probably time limits that are not marked. Save `timeouts`, else episodes "
+                "run into each other and their returns and lengths mean nothing."
+            )
+        elif share > 0.001 and (marked or terminal.any()):
             what = (
                 "rows are shuffled, or `{}` is misaligned" if share > 0.5 else "rows are missing, or `{}` is misaligned"
             )
@@ -323,6 +339,16 @@ def episode_warnings(
                 "itself is right, training works, but episode returns and lengths mean nothing."
             )
     return warnings
+
+
+def _regular_length(end: BoolArray, broken: BoolArray) -> int | None:
+    """Steps from an episode's beginning to a broken row (N-1,), if nearly all of several such rows agree on it."""
+    last = np.flatnonzero(end[:-1] | broken)
+    lengths = np.diff(last, prepend=-1)[broken[last]]
+    if len(lengths) < 2:
+        return None
+    usual = int(np.median(lengths))
+    return usual if usual > 1 and (lengths == usual).mean() > 0.9 else None
 
 
 def joined_rows(obs: FloatArray, next_obs: FloatArray, end: BoolArray) -> BoolArray:

@@ -364,6 +364,18 @@ def time_limits_as_terminals(arrays: Arrays) -> None:
             lambda arrays: arrays.update(terminals=np.zeros(ROWS, bool), timeouts=np.zeros(ROWS, bool)),
             ("no episode end is marked in the whole file",),
         ),
+        (
+            lambda arrays: arrays.update(actions=np.arange(ROWS).reshape(-1, 1) % 2),
+            ("`actions` takes only the 2 whole numbers 0, 1.", "Discrete actions are not supported"),
+        ),
+        (
+            forget("timeouts"),
+            ("every 10 steps `next_observations` differs", "(first: row 19): probably time limits", "Save `timeouts`"),
+        ),
+        (
+            lambda arrays: (forget("timeouts")(arrays), arrays.update(terminals=np.zeros(ROWS, bool))),
+            ("(first: row 9): probably time limits that are not marked",),
+        ),
         (lambda arrays: arrays.update(terminals=np.ones(ROWS, bool)), ("set in every row", "inverted")),
     ],
 )
