@@ -69,7 +69,7 @@ def learning_curve(run_dir: Path) -> Path:
 def model_curve(run_dir: Path) -> Path:
     """All logged metrics against updates -> `model_curve.png`; what there is to see where no simulator is.
 
-    The model's own estimates come first, then rollouts, then the learner.
+    The model's own estimates come first, then rollouts, then the learner. What kept one value all the time is left out.
 
     Raises:
         ValueError: there are no metrics.
@@ -78,6 +78,7 @@ def model_curve(run_dir: Path) -> Path:
     rows = read_metrics(run.path)
     names = dict.fromkeys(name for row in rows for name in row)
     shown = [n for n in names if n != "update" and "/seed_" not in n and not n.startswith("time/")]
+    shown = [name for name in shown if not _constant(rows, [name, *(f"{name}/seed_{s}" for s in run.seeds)])] or shown
     shown.sort(key=lambda name: (name.startswith("learner/"), name.startswith("rollout/")))
     if not shown:
         raise ValueError(f"{run.path / 'metrics.jsonl'}: no metrics to plot")
@@ -98,6 +99,12 @@ def model_curve(run_dir: Path) -> Path:
     figure.suptitle(f"{run.meta.get('label') or run.path.resolve().name}: the model's and the learner's own view")
     figure.supxlabel("updates", fontsize=10)
     return _save(figure, run.path / "model_curve.png")
+
+
+def _constant(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> bool:
+    """Whether each of these metrics was logged several times and always with the same number."""
+    columns = [[row[name] for row in rows if name in row] for name in names]
+    return all(len(column) != 1 and len(set(column)) <= 1 and None not in column for column in columns)
 
 
 def _curve(axes: Any, updates: FloatArray, by_seed: FloatArray, spread: FloatArray, seeds: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
@@ -90,3 +91,24 @@ def test_no_evaluation_is_an_error_and_the_model_curve_is_not(tmp_path: Path, fi
     assert [axes.get_title() for axes in figures[0].axes] == ["estimate/return", "learner/critic_loss"]
     assert lines(figures[0])["mean of 2 seeds"].tolist() == [5.0]
     assert [len(axes.get_lines()) for axes in figures[0].axes] == [3, 1]
+
+
+def test_metrics_that_never_change_are_not_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    RunDirectory.create(tmp_path, seeds=[0, 1])
+    logger = RunLogger(tmp_path, seeds=[0, 1], total_updates=3, console=Console(quiet=True))
+    for step in (1, 2, 3):
+        logger.add({"kept": 1.0, "swapped": torch.tensor([step, -step]), "broken": float("nan")}, "rollout")
+        logger.flush(step)
+        if step == 2:
+            logger.log_event(step, {"model/return": 0.0})
+    model_curve(tmp_path)
+    assert [axes.get_title() for axes in figures[0].axes] == ["model/return", "rollout/swapped", "rollout/broken"]
+
+
+def test_if_nothing_changes_all_is_drawn(tmp_path: Path, figures: list[Figure]) -> None:
+    RunDirectory.create(tmp_path, seeds=[0])
+    logger = RunLogger(tmp_path, seeds=[0], total_updates=2, console=Console(quiet=True))
+    for step in (1, 2):
+        logger.log_event(step, {"rollout/kept": 1.0})
+    model_curve(tmp_path)
+    assert [axes.get_title() for axes in figures[0].axes] == ["rollout/kept"]
