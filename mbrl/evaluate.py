@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from gymnasium import spaces
 
 from mbrl.data.tasks import gymnasium_spec, import_object
 from mbrl.types import Policy
+
+_VIDEO_EXTRA = "videos need pip install 'offline-mbrl[video]'"
 
 
 class EvaluationError(RuntimeError):
@@ -219,22 +222,59 @@ class Evaluator:
             step += 1
         return Evaluation(returns, lengths, terminated)
 
+    def check_video(self, path: str | Path) -> None:
+        """Find out before any work whether `record_video` can write to `path`; renders one frame.
+
+        Raises:
+            EvaluationError: neither .mp4 nor .gif, no such folder, the environment cannot be rendered, or imageio or
+                its encoder is missing.
+        """
+        self._filmed_env(Path(path)).close()
+
     def record_video(
         self, policy: Policy, path: str | Path, *, evaluation: int = 0, seed_index: int = 0, episode: int = 0
     ) -> Evaluation:
         """Play an evaluation like `__call__` and write one of its episodes to `path` (.mp4 or .gif).
 
         Raises:
-            EvaluationError: the environment cannot be rendered, or imageio or its encoder is missing.
+            EvaluationError: as for `check_video`.
         """
+        filmed = self._filmed_env(Path(path))
+        import imageio.v2 as imageio
+
+        fps = filmed.metadata.get("render_fps", 30)
+        # The two encoders name the same thing differently.
+        timing = {"duration": 1000 / fps, "loop": 0} if Path(path).suffix.lower() == ".gif" else {"fps": fps}
+        writer: Any = imageio.get_writer(path, **timing)
+        plain = self._envs[seed_index][episode]
+        self._envs[seed_index][episode] = _Filmed(filmed, writer.append_data)
         try:
-            import imageio.v2 as imageio
-        except ImportError as error:
-            raise EvaluationError("videos need imageio: pip install 'offline-mbrl[mujoco]'") from error
+            return self(policy, evaluation)
+        finally:
+            self._envs[seed_index][episode] = plain
+            writer.close()
+            filmed.close()
+
+    def _filmed_env(self, path: Path) -> gymnasium.Env[Any, Any]:
+        """An environment that renders arrays, once it is sure that they can be written to `path`."""
+        suffix = path.suffix.lower()
+        if suffix not in (".mp4", ".gif"):
+            raise EvaluationError(f"video {path}: expected a name that ends in .mp4 or .gif")
+        if not path.absolute().parent.is_dir():
+            raise EvaluationError(f"video {path}: there is no folder {path.parent}")
+        try:
+            importlib.import_module("imageio.v2")
+            if suffix == ".mp4":
+                importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+        except (ImportError, RuntimeError) as error:
+            raise EvaluationError(f"video {path}: {error}; {_VIDEO_EXTRA}") from error
         filmed = make_env(self.env, {**self.env_kwargs, "render_mode": "rgb_array"}, self._horizon)
         try:
             filmed.reset(seed=0)
             frame = filmed.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            filmed.close()
+            raise EvaluationError(f"env={self.env} cannot be rendered: {error}; {_VIDEO_EXTRA}") from error
         except Exception as error:
             filmed.close()
             raise EvaluationError(
@@ -244,24 +284,7 @@ class Evaluator:
         if not isinstance(frame, np.ndarray):
             filmed.close()
             raise EvaluationError(f"env={self.env} renders {type(frame).__name__}; expected an array (rgb_array)")
-        fps = filmed.metadata.get("render_fps", 30)
-        # The two encoders name the same thing differently.
-        timing = {"duration": 1000 / fps, "loop": 0} if Path(path).suffix == ".gif" else {"fps": fps}
-        try:
-            writer: Any = imageio.get_writer(path, **timing)
-        except (ImportError, ValueError) as error:
-            filmed.close()
-            raise EvaluationError(
-                f"imageio cannot write {path}: {error}; .gif always works, .mp4 needs pip install imageio-ffmpeg"
-            ) from error
-        plain = self._envs[seed_index][episode]
-        self._envs[seed_index][episode] = _Filmed(filmed, writer.append_data)
-        try:
-            return self(policy, evaluation)
-        finally:
-            self._envs[seed_index][episode] = plain
-            writer.close()
-            filmed.close()
+        return filmed
 
     def close(self) -> None:
         """Close all environments."""

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from mbrl.data.tasks import TaskError
-from mbrl.evaluate import EnvSpec, Evaluation, Evaluator, env_spec, episode_seed, make_env
+from mbrl.evaluate import EnvSpec, Evaluation, EvaluationError, Evaluator, env_spec, episode_seed, make_env
 
 
 class Corridor(gymnasium.Env):
@@ -272,11 +272,20 @@ def test_video_shows_the_scored_episode(tmp_path) -> None:
     assert equal(evaluator(by_time, 3), scored)
 
 
-def test_video_that_cannot_be_made(tmp_path) -> None:
+def test_video_that_cannot_be_made_is_known_before(tmp_path, monkeypatch) -> None:
     pytest.importorskip("imageio")
     evaluator = Evaluator("Corridor-v0", episodes=1, seeds=[0])
-    with pytest.raises(RuntimeError, match=r"cannot write .*episode\.nonsense"):
-        evaluator.record_video(by_time, tmp_path / "episode.nonsense")
+    evaluator.check_video(tmp_path / "episode.gif")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EvaluationError, match=r"episode\.nonsense: expected a name that ends in \.mp4 or \.gif"):
+        evaluator.check_video(tmp_path / "episode.nonsense")
+    with pytest.raises(EvaluationError, match=r"there is no folder .*nowhere"):
+        evaluator.check_video(tmp_path / "nowhere" / "episode.gif")
     blind = Evaluator("Corridor-v0", episodes=1, seeds=[0], env_kwargs={"fault": "render"})
-    with pytest.raises(RuntimeError, match=r"cannot be rendered here: .*no display.*MUJOCO_GL=egl"):
-        blind.record_video(by_time, tmp_path / "episode.gif")
+    for attempt in (blind.check_video, lambda path: blind.record_video(by_time, path)):
+        with pytest.raises(EvaluationError, match=r"cannot be rendered here: .*no display.*MUJOCO_GL=egl"):
+            attempt(tmp_path / "episode.gif")
+    for missing, name in (("imageio_ffmpeg", "episode.mp4"), ("imageio.v2", "episode.gif")):
+        monkeypatch.setitem(sys.modules, missing, None)
+        with pytest.raises(EvaluationError, match=r"pip install 'offline-mbrl\[video\]'"):
+            evaluator.check_video(tmp_path / name)
