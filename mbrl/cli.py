@@ -377,6 +377,8 @@ def eval_verb(words: list[str]) -> int:
         action_low=np.asarray(saved["action_low"], np.float32),
         action_high=np.asarray(saved["action_high"], np.float32),
     )
+    if parsed.video:
+        evaluator.check_video(parsed.video)
     done = evaluator(learner.act, parsed.evaluation)
     console = Console(soft_wrap=True)
     reference = task.reference if same else None

@@ -89,7 +89,8 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"cannot read an override: {str(error).splitlines()[0]}") from None
-    if config_name == "train" and {"task", "dataset"} <= {o.key_or_group for o in parsed if o.value() is not None}:
+    given = {override.key_or_group: override.value() for override in parsed}
+    if config_name == "train" and given.get("task") is not None and given.get("dataset") is not None:
         raise ConfigError("task= names a dataset of its own: give task=, or dataset= with env=, not both")
     folders = [config_folder()]
     chosen = []

@@ -137,7 +137,8 @@ def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: to
         warnings.simplefilter("always")
         found = load_latest(run.checkpoints, map_location=device)
     for warning in caught:
-        logger.console.print(f"note: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+        note = Console(soft_wrap=True, highlight=False)  # also where progress is not shown
+        note.print(f"note: {warning.message}", style="yellow", markup=False)
     if found is None:
         run.forget_evaluations()  # of a process that was killed before its first checkpoint
         return False

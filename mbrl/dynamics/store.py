@@ -12,7 +12,6 @@ import copy
 import hashlib
 import inspect
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -72,9 +71,10 @@ def fit_or_load(
     if own is not None:
         model.load_state_dict(own)
         return "run"
-    begun = scratch / "unfinished" / key  # a fit of other settings or code is no beginning of this one
-    unfinished = _load(begun)
-    if unfinished is None:
+    begun = _load(scratch / "unfinished")
+    if begun is not None and begun.get("key") != key:
+        begun = None  # a fit of other settings or code is no beginning of this one
+    if begun is None:
         states = [_load(root / key / f"seed_{seed}") for seed in model.seeds]
         found = [state for state in states if state is not None]
         if len(found) == len(states):
@@ -85,27 +85,31 @@ def fit_or_load(
     last_save = time.monotonic()
     last: tuple[int, StateDict] | None = None  # a stop comes within an epoch, and the state is changed in place
 
+    def save(epoch: int, state: StateDict) -> None:
+        save_checkpoint(scratch / "unfinished", epoch, {"key": key, "fit": state})
+
     def after_epoch(report: FitReport) -> None:
         nonlocal last_save, last
         last = report.epoch, copy.deepcopy(report.state())
         if time.monotonic() - last_save >= save_seconds:
-            save_checkpoint(begun, *last)
+            save(*last)
             last_save = time.monotonic()
         if on_epoch is not None:
             on_epoch(report)
 
     try:
-        model.fit(data, on_epoch=after_epoch, should_stop=should_stop, resume=unfinished)
+        model.fit(data, on_epoch=after_epoch, should_stop=should_stop, resume=None if begun is None else begun["fit"])
     except FitStopped:
         if last is not None:
-            save_checkpoint(begun, *last)
+            save(*last)
         raise FitInterrupted("the fit was asked to stop; its last whole epoch is saved") from None
     state = model.state_dict()
     save_checkpoint(scratch / "model", 0, state, keep=1)
     for i, seed in enumerate(model.seeds):
         one = {name: tensor[i : i + 1].clone() for name, tensor in state.items()}
         save_checkpoint(root / key / f"seed_{seed}", 0, one, keep=1)
-    shutil.rmtree(scratch / "unfinished", ignore_errors=True)
+    for left in (scratch / "unfinished").glob("step_*.pt"):
+        left.unlink()
     return "fitted"
 
 

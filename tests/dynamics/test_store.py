@@ -193,3 +193,14 @@ def test_progress_is_saved_on_the_way(tmp_path: Path) -> None:
         small(0), DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run", save_seconds=0.0, on_epoch=on_epoch
     )
     assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("key", "epochs"), [("other", [1, 2, 3, 4]), ("k", [2, 3, 4])])
+def test_a_fit_of_other_settings_is_no_beginning(key: str, epochs: list[int], tmp_path: Path) -> None:
+    interrupt(tmp_path / "s", tmp_path / "run")  # in the second epoch, under the key "k"
+    seen: list[int] = []
+    fit_or_load(
+        small(0), DATA, key=key, root=tmp_path / "s", scratch=tmp_path / "run",
+        on_epoch=lambda report: seen.append(report.epoch),
+    )  # fmt: skip
+    assert seen == epochs
