@@ -89,6 +89,7 @@ class Bench:
         """A run whose logger is on; every block goes on where the last one ended."""
         often = {"log_every": 200, "evaluate_every": 10**6, "rollout_every": 10**6}
         folder = self.folder / name
+        folder.mkdir()
         return OfflineTraining(
             learner=learner,
             table=self.table,
