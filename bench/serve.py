@@ -179,4 +179,5 @@ def serve(work: dict[str, Callable[[], int]]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
+    torch.set_flush_denormal(True)  # as in every run
     serve(blocks(Bench()))
