@@ -158,6 +158,10 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
             ["rollout.penalise.coeficient=1"],
             "no key 'rollout.penalise.coeficient'; did you mean rollout.penalise.coefficient",
         ),
+        (["rollout.chunk=-5"], "rollout.chunk=-5: expected auto or a whole number, 1 or more"),
+        (["learner.discount=1.5"], "learner.discount=1.5: expected a number, between 0 and 1"),
+        (["rollout.clip.margin=-1"], "rollout.clip.margin=-1: expected a number, 0 or more"),
+        (["task=pendulum"], "task= names a dataset of its own"),
         (["dataset=null", "task=hopper-medum-v2"], "no task is called 'hopper-medum-v2'; nearest: hopper-medium-v2"),
         (["dataset={folder}/lgo.npz"], "log.npz"),
         (["dataset=builtin:pendulm"], "builtin:pendulum"),
@@ -228,6 +232,24 @@ def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_resume_names_a_misspelt_key(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", f"resume={finished}", "updatess=3"]) == 1
     assert "no key 'updatess'; did you mean updates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seed=9", "resume: seed is settled since the run began"),
+        ("learner.hidden=[8]", "resume: learner.hidden is settled since the run began"),
+        ("eval.episodes=3", "resume: eval.episodes is settled since the run began"),
+        ("updates=1", "updates already, more than updates=1"),
+    ],
+)
+def test_a_resume_changes_nothing_that_is_settled(
+    word: str, said: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "config.yaml").read_bytes(), (finished / "meta.json").read_bytes()
+    assert main(["train", f"resume={finished}", word]) == 1
+    assert said in capsys.readouterr().err
+    assert before == ((finished / "config.yaml").read_bytes(), (finished / "meta.json").read_bytes())
 
 
 def test_resume_with_other_data_is_refused(words: list[str], log: Path, tmp_path: Path, capsys: Any) -> None:
