@@ -128,6 +128,27 @@ class Selector(Protocol):
         ...
 
 
+class Score(Protocol):
+    """How far a candidate next state is to be believed. Higher is better."""
+
+    def __call__(
+        self, obs: Tensor, action: Tensor, candidates: Tensor, prediction: Prediction, elites: Tensor
+    ) -> Tensor:
+        """Rate candidates that are not normalised.
+
+        Args:
+            obs: (S, N, O).
+            action: (S, N, A).
+            candidates: next observation and reward, (S, K, N, O+1).
+            prediction: what every member says, (S, E, N, O+1).
+            elites: (S, k) indices of the members that serve as the simulator.
+
+        Returns:
+            (S, K, N); comparable within one lane always, across lanes as far as the score says so.
+        """
+        ...
+
+
 class Filter(Protocol):
     """One pure step of belief: same shapes out as in, `keep` and `alive` never go from False to True."""
 
