@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,10 @@ class FitReport:
     """What is known after an epoch of fitting; handed to the caller's `on_epoch`."""
 
     epoch: int  # epochs done, from 1
-    holdout: Tensor  # (S, E) mean squared error of the mean on held-out rows, this epoch
+    holdout: Tensor  # (S, E) mean squared error of the mean on held-out rows, this epoch, in the units of the targets
     best: Tensor  # (S, E) the best so far
     active: Tensor  # (S,) bool: this seed is still training
-    train_loss: Tensor  # (S,) mean of the epoch's negative log-likelihood, per member
+    train_loss: Tensor  # (S,) mean of the epoch's loss, per member
     state: Callable[[], StateDict]  # everything needed to go on from here
 
 
@@ -44,10 +44,45 @@ def soft_clamp(raw: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return lower + F.softplus(below - lower)
 
 
-def predict(
-    layers: Params, lower: Tensor, upper: Tensor, obs: Tensor, action: Tensor, dtype: torch.dtype | None
-) -> Prediction:
-    """Members `layers` (S, E, in, out), which carry the input scaler, at obs (S, N, O) and action (S, N, A)."""
+# -- losses: mean, log-variance, target (*, O+1) -> (*, O+1) -----------------------------------------------------------
+
+Loss = Literal["nll", "beta_nll", "mse_mean"]
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def nll(mean: Tensor, logvar: Tensor, target: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood, doubled and without its constant."""
+    return (mean - target).square() * (-logvar).exp() + logvar
+
+
+def beta_nll(mean: Tensor, logvar: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Each likelihood term weighted by its own variance^beta, without gradient (Seitzer et al. 2022, equation 5).
+
+    Plain likelihood (beta 0) divides the gradient of the mean by the variance, so that what is predicted badly is
+    learnt slowly. At beta 1 that gradient is the one of the squared error.
+    """
+    return (beta * logvar.detach()).exp() * nll(mean, logvar, target)
+
+
+def mse_mean(mean: Tensor, logvar: Tensor, target: Tensor, variance_weight: float = 0.1) -> Tensor:
+    """The mean by squared error, the variance by the likelihood of the residual that is left."""
+    return (mean - target).square() + variance_weight * nll(mean.detach(), logvar, target)
+
+
+# -- prediction --------------------------------------------------------------------------------------------------------
+
+
+class Folded(NamedTuple):
+    """A network that takes and gives environment units: its scalers are in its weights and bounds."""
+
+    layers: Params  # (S, E, in, out) and (S, E, 1, out)
+    lower: Tensor  # (S, 1, 1, O+1) bound of the log-variance
+    upper: Tensor  # (S, 1, 1, O+1)
+
+
+def predict(folded: Folded, obs: Tensor, action: Tensor, dtype: torch.dtype | None) -> Prediction:
+    """All members of a folded network at obs (S, N, O) and action (S, N, A)."""
+    layers, lower, upper = folded
     # Without a graph the activations can be written over: less memory to walk through.
     silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
     out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu, dtype)
@@ -73,15 +108,25 @@ class GaussianEnsemble:
             means the five published values of PETS and MOPO, stretched to the number of layers.
         holdout_fraction: share of the rows held out for early stopping, at most `holdout_max` rows.
         holdout_max: see above.
-        patience: stop a seed after this many epochs in which no member improved.
+        patience: stop a seed after this many epochs in which no member improved; None: only the limits end a fit.
         improvement: relative decrease of the holdout error that counts as one.
         max_epochs: hard limit, None for none.
+        max_steps: hard limit in updates, which does not depend on the number of rows; the last epoch is cut short.
+        loss: `nll`, the published likelihood; `beta_nll` or `mse_mean`, which fit the mean better where the noise is
+            uneven.
+        beta: of `beta_nll`; 0 is `nll`.
+        standardise_targets: fit changes and rewards divided by their std over the training rows, and centred, so that
+            every dimension counts the same. Then so do early stopping and the choice of elites: `holdout_error` is in
+            these units. Predictions are in environment units all the same.
+        schedule: of the learning rate; `cosine` falls to 1 % at the end of `max_steps` or `max_epochs`. A fit that
+            ends by `patience` has not seen its last part: set that to None.
         logvar_weight: weight of the term that pulls the learned log-variance bounds together.
         precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
     """
 
     PUBLISHED_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+    LAST_RATE = 0.01  # of a cosine, as a share of the first
 
     def __init__(
         self,
@@ -97,9 +142,14 @@ class GaussianEnsemble:
         weight_decay: float | Sequence[float] | None = None,
         holdout_fraction: float = 0.2,
         holdout_max: int = 1000,
-        patience: int = 5,
+        patience: int | None = 5,
         improvement: float = 0.01,
         max_epochs: int | None = None,
+        max_steps: int | None = None,
+        loss: Loss = "nll",
+        beta: float = 0.5,
+        standardise_targets: bool = False,
+        schedule: Literal["constant", "cosine"] = "constant",
         logvar_weight: float = 0.01,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
@@ -111,11 +161,24 @@ class GaussianEnsemble:
                 f"dynamics.holdout_fraction={holdout_fraction} must lie between 0 and 1, and "
                 f"dynamics.holdout_max={holdout_max} be at least 1: early stopping and elites need held-out rows"
             )
+        losses: dict[str, Criterion] = {"nll": nll, "beta_nll": partial(beta_nll, beta=beta), "mse_mean": mse_mean}
+        if loss not in losses:
+            raise ValueError(f"dynamics.loss={loss} is unknown; it is {', '.join(losses)}")
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"dynamics.schedule={schedule} is unknown; it is constant or cosine")
+        if max_epochs is None and max_steps is None:
+            if schedule == "cosine":
+                raise ValueError("dynamics.schedule=cosine needs a length: give dynamics.max_steps or max_epochs")
+            if patience is None:
+                raise ValueError("dynamics.patience=null needs an end: give dynamics.max_steps or max_epochs")
         self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
         self.members, self.elite_count = members, elites
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.holdout_fraction, self.holdout_max = holdout_fraction, holdout_max
-        self.patience, self.improvement, self.max_epochs = patience, improvement, max_epochs
+        self.patience, self.improvement = patience, improvement
+        self.max_epochs, self.max_steps = max_epochs, max_steps
+        self.criterion = losses[loss]
+        self.standardise_targets, self.schedule = standardise_targets, schedule
         self.logvar_weight = logvar_weight
         self.dtype = product_dtype(precision)
         self.device = torch.device(device)
@@ -143,28 +206,35 @@ class GaussianEnsemble:
         self.min_logvar = torch.full((count, 1, 1, outputs), -10.0, device=self.device)
         self.input_mean = torch.zeros((count, 1, 1, obs_dim + action_dim), device=self.device)
         self.input_std = torch.ones((count, 1, 1, obs_dim + action_dim), device=self.device)
+        self.target_mean = torch.zeros((count, 1, 1, outputs), device=self.device)
+        self.target_std = torch.ones((count, 1, 1, outputs), device=self.device)
         self.elites = torch.arange(elites, device=self.device).repeat(count, 1)  # (S, K)
         self.holdout_error = torch.full((count, members), math.nan, device=self.device)
-        self._folded: Params | None = None
+        self._folded: Folded | None = None
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
-        return predict(self.folded(), self.min_logvar, self.max_logvar, obs, action, self.dtype)
+        return predict(self.folded(), obs, action, self.dtype)
 
-    def folded(self) -> Params:
-        """The layers with the input scaler in the first one: it is affine, so prediction needs no normalisation."""
+    def folded(self) -> Folded:
+        """The network with its scalers folded in: they are affine, so prediction needs no normalisation."""
         if self._folded is None:
-            self._folded = self._fold_scaler()
+            self._folded = self._fold_scalers()
         return self._folded
 
-    def _fold_scaler(self) -> Params:
-        params = self.params
-        weight = params[0] / self.input_std.transpose(-1, -2)
-        folded = [weight, params[1] - (self.input_mean @ weight), *params[2:]]
+    def _fold_scalers(self) -> Folded:
+        first, first_bias, *middle = self.params
+        first = first / self.input_std.transpose(-1, -2)
+        *layers, last, last_bias = [first, first_bias - (self.input_mean @ first), *middle]
+        # A variance scales with the square: the soft clamp lets a log-variance and its bounds be shifted together.
+        shift = 2.0 * self.target_std.log()
+        scale = torch.cat([self.target_std, torch.ones_like(self.target_std)], -1)
+        layers += [last * scale, last_bias * scale + torch.cat([self.target_mean, shift], -1)]
         # Weights are cast once; biases stay float32.
-        return [p if i % 2 or not i or self.dtype is None else p.to(self.dtype) for i, p in enumerate(folded)]
+        cast = [p if i % 2 or not i or self.dtype is None else p.to(self.dtype) for i, p in enumerate(layers)]
+        return Folded(cast, self.min_logvar + shift, self.max_logvar + shift)
 
     def elite_view(self) -> EliteView:
         """The elites as a model of their own: 5/7 of the work where a penalty over the elites is enough."""
@@ -180,7 +250,7 @@ class GaussianEnsemble:
         should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
     ) -> None:
-        """Maximum likelihood on per-member bootstraps, early stopping per member, elites at the end.
+        """Minimise `loss` on per-member bootstraps, early stopping per member, elites at the end.
 
         Args:
             data: rows (N, .), shared by all seeds; each seed holds out its own rows.
@@ -197,10 +267,10 @@ class GaussianEnsemble:
         rows = data.obs.shape[0]
         if rows < 10:
             raise ValueError(f"a dynamics model needs at least 10 transitions, the dataset has {rows}")
-        split = self._split(rows)
+        split = self.split(rows)
         table = torch.cat([data.obs, data.action, data.next_obs - data.obs, data.reward.unsqueeze(-1)], -1)
         table = table.to(self.device)
-        self._set_scaler(table, split.train)
+        self._set_scalers(table, split.train)
         held_out = table[split.holdout].unsqueeze(1)  # (S, 1, H, W)
 
         trained = [*self.params, self.max_logvar, self.min_logvar]
@@ -211,7 +281,7 @@ class GaussianEnsemble:
         final_bounds = [self.max_logvar.clone(), self.min_logvar.clone()]
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
-        epoch = 0
+        epoch, epochs = 0, self.epochs(rows)
 
         def state() -> StateDict:
             return {
@@ -232,7 +302,7 @@ class GaussianEnsemble:
                 copy_tensors(target, resume[name])
             copy_tensors([best, stale, active], [resume["best"], resume["stale"], resume["active"]])
 
-        while bool(active.any()) and (self.max_epochs is None or epoch < self.max_epochs):
+        while bool(active.any()) and (epochs is None or epoch < epochs):
             train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained, should_stop)
             epoch += 1
             holdout = self._holdout_error(held_out)
@@ -249,7 +319,8 @@ class GaussianEnsemble:
             for rest, bound in zip(final_bounds, (self.max_logvar, self.min_logvar), strict=True):
                 rest.copy_(torch.where(active[:, None, None, None], bound, rest))
             stale = torch.where(better.any(-1), torch.zeros_like(stale), stale + 1)
-            active = active & (stale < self.patience)
+            if self.patience is not None:
+                active = active & (stale < self.patience)
             if on_epoch is not None:
                 on_epoch(FitReport(epoch, holdout, best, active, train_loss, state))
 
@@ -259,9 +330,9 @@ class GaussianEnsemble:
         self.elites = best.argsort(dim=-1, stable=True)[:, : self.elite_count]
         self._folded = None
 
-    def _split(self, rows: int) -> _Split:
-        """Each seed's own holdout rows and each member's own bootstrap of the others."""
-        held = max(1, min(int(self.holdout_fraction * rows), self.holdout_max))
+    def split(self, rows: int) -> Split:
+        """Each seed's own holdout rows and each member's own bootstrap of the others: functions of the seed alone."""
+        held = self._held_out(rows)
         train, holdout, bootstrap = [], [], []
         for seed in self.seeds:
             order = torch.randperm(rows, generator=generator(seed, "dynamics", "holdout"))
@@ -270,22 +341,43 @@ class GaussianEnsemble:
             source = generator(seed, "dynamics", "bootstrap")
             pick = torch.randint(rows - held, (self.members, rows - held), generator=source)
             bootstrap.append(order[held:][pick].to(torch.int32))
-        return _Split(torch.stack(train).to(self.device), torch.stack(holdout).to(self.device), torch.stack(bootstrap))
+        return Split(torch.stack(train).to(self.device), torch.stack(holdout).to(self.device), torch.stack(bootstrap))
 
-    def _set_scaler(self, table: Tensor, train: Tensor) -> None:
-        """Mean and std of the inputs over each seed's training rows; constant columns are left alone."""
+    def _held_out(self, rows: int) -> int:
+        return max(1, min(int(self.holdout_fraction * rows), self.holdout_max))
+
+    def epochs(self, rows: int) -> int | None:
+        """Epochs that a fit on so many rows makes at most, the last one perhaps cut short; None for no limit."""
+        limits = [] if self.max_epochs is None else [self.max_epochs]
+        if self.max_steps is not None:
+            limits.append(math.ceil(self.max_steps / self._epoch_steps(rows - self._held_out(rows))))
+        return min(limits, default=None)
+
+    def _epoch_steps(self, train_rows: int) -> int:
+        return train_rows // min(self.batch_size, train_rows)
+
+    def _rate(self, step: int, epoch_steps: int) -> Tensor | None:
+        """What the learning rate of update `step` is multiplied by; None for nothing."""
+        if self.schedule == "constant":
+            return None
+        limits = (self.max_steps, None if self.max_epochs is None else self.max_epochs * epoch_steps)
+        end = min(limit for limit in limits if limit is not None)
+        fall = 0.5 * (1.0 + math.cos(math.pi * step / end))
+        return torch.tensor(self.LAST_RATE + (1.0 - self.LAST_RATE) * fall, device=self.device)
+
+    def _set_scalers(self, table: Tensor, train: Tensor) -> None:
+        """Mean and std of the inputs, and if asked for of the targets, over each seed's training rows."""
         width = self.obs_dim + self.action_dim
         for s in range(len(self.seeds)):
-            inputs = table[:, :width].index_select(0, train[s])
-            std, mean = torch.std_mean(inputs, 0, correction=0)
-            self.input_mean[s] = mean
-            # Also constant is a column that varies by rounding alone: divided by that, imagination would explode.
-            constant = std <= 1e-6 * mean.abs() + 1e-12
-            self.input_std[s] = torch.where(constant, torch.ones_like(std), std)
+            self.input_mean[s], self.input_std[s] = scaler(table[:, :width].index_select(0, train[s]))
+            if self.standardise_targets:
+                self.target_mean[s], self.target_std[s] = scaler(table[:, width:].index_select(0, train[s]))
 
     def _inputs_and_targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         width = self.obs_dim + self.action_dim
-        return (rows[..., :width] - self.input_mean) / self.input_std, rows[..., width:]
+        inputs = (rows[..., :width] - self.input_mean) / self.input_std
+        targets = rows[..., width:]
+        return inputs, (targets - self.target_mean) / self.target_std if self.standardise_targets else targets
 
     def _epoch(
         self,
@@ -299,7 +391,9 @@ class GaussianEnsemble:
         """One pass over every member's bootstrap in its own order; returns the mean loss (S,)."""
         size = bootstrap.shape[-1]
         batch = min(self.batch_size, size)
-        steps = size // batch
+        whole = self._epoch_steps(size)
+        begin = epoch * whole
+        steps = whole if self.max_steps is None else min(whole, self.max_steps - begin)
         order = torch.empty_like(bootstrap)
         for s, seed in enumerate(self.seeds):
             source = generator(seed, "dynamics", "order", epoch)
@@ -311,23 +405,25 @@ class GaussianEnsemble:
             if should_stop():
                 raise FitStopped
             index = order[..., i * batch : (i + 1) * batch]
-            total += self._step(table, index, optimiser, trained)
+            total += self._step(table, index, optimiser, trained, self._rate(begin + i, whole))
         return total / (steps * self.members)
 
-    def _step(self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor]) -> Tensor:
-        """One update of all members on rows index (S, E, B); returns the likelihood term of the loss (S,)."""
+    def _step(
+        self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor], rate: Tensor | None
+    ) -> Tensor:
+        """One update of all members on rows index (S, E, B); returns the loss without the bounds' term (S,)."""
         x, y = self._inputs_and_targets(table.index_select(0, index.flatten()).view(*index.shape, -1))
-        grads, likelihood = gradients(lambda params: self.loss(params, x, y), trained)
+        grads, fit = gradients(lambda params: self.loss(params, x, y), trained)
         # The gradient of weight_decay/2 ||W||^2, added here because it needs no graph.
         decayed = [
             grad.add(trained[i], alpha=self.weight_decay[i // 2]) if i % 2 == 0 and i < len(self.params) else grad
             for i, grad in enumerate(grads)
         ]
-        optimiser.step(decayed)
-        return likelihood
+        optimiser.step(decayed, rate)
+        return fit
 
     def loss(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gaussian negative log-likelihood (up to a constant) of normalised inputs x and targets y (S, E, B, .).
+        """The loss of scaled inputs x and targets y (S, E, B, .).
 
         Args:
             trained: the layers, then the upper and the lower bound of the log-variance.
@@ -339,8 +435,8 @@ class GaussianEnsemble:
         *layers, max_logvar, min_logvar = trained
         mean, raw_logvar = mlp(layers, x, F.silu, self.dtype).chunk(2, -1)
         logvar = soft_clamp(raw_logvar, min_logvar, max_logvar)
-        likelihood = ((mean - y).square() * (-logvar).exp() + logvar).mean((-2, -1)).sum(-1)
-        return likelihood.sum() + self.logvar_weight * (max_logvar - min_logvar).sum(), likelihood
+        fit = self.criterion(mean, logvar, y).mean((-2, -1)).sum(-1)
+        return fit.sum() + self.logvar_weight * (max_logvar - min_logvar).sum(), fit
 
     def _holdout_error(self, held_out: Tensor) -> Tensor:
         """(S, E) mean squared error of the predicted mean, without the variance."""
@@ -351,8 +447,8 @@ class GaussianEnsemble:
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"layer_{i}": p for i, p in enumerate(self.params)}
-        names = ("max_logvar", "min_logvar", "input_mean", "input_std", "elites", "holdout_error")
-        return named | {name: getattr(self, name) for name in names}
+        names = ("max_logvar", "min_logvar", "input_mean", "input_std", "target_mean", "target_std", "elites")
+        return named | {name: getattr(self, name) for name in (*names, "holdout_error")}
 
     def state_dict(self) -> StateDict:
         """One entry per tensor, leading axis seeds, so that one seed's model can be cut out (see the store)."""
@@ -373,23 +469,37 @@ class EliteView:
 
     def __init__(self, ensemble: GaussianEnsemble) -> None:
         self._ensemble = ensemble
-        self._folded: Params = []
-        self._layers: Params = []
+        self._whole: Folded | None = None
+        self._elites: Folded | None = None
         self.members, self.action_dim, self.device = ensemble.elite_count, ensemble.action_dim, ensemble.device
         self.elites = torch.arange(self.members, device=self.device).expand(len(ensemble.seeds), -1)
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
         ensemble = self._ensemble
-        if ensemble.folded() is not self._folded:
-            self._folded = ensemble.folded()
+        whole = ensemble.folded()
+        if self._elites is None or whole is not self._whole:
             seed = torch.arange(len(ensemble.seeds), device=self.device).unsqueeze(-1)
-            self._layers = [p[seed, ensemble.elites] for p in self._folded]
-        return predict(self._layers, ensemble.min_logvar, ensemble.max_logvar, obs, action, ensemble.dtype)
+            self._whole = whole
+            self._elites = whole._replace(layers=[p[seed, ensemble.elites] for p in whole.layers])
+        return predict(self._elites, obs, action, ensemble.dtype)
+
+
+def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std (D,) of columns (N, D); the std of a constant column is 1."""
+    std, mean = torch.std_mean(columns, 0, correction=0)
+    # Also constant is a column that varies by rounding alone: divided by that, imagination would explode.
+    constant = std <= 1e-6 * mean.abs() + 1e-12
+    return mean, torch.where(constant, torch.ones_like(std), std)
 
 
 @dataclass(frozen=True)
-class _Split:
+class Split:
+    """Which rows of a dataset each seed holds out, and which ones each member has seen.
+
+    Row i is out of member e's bag if it stands neither in `holdout` nor in `bootstrap[s, e]`.
+    """
+
     train: Tensor  # (S, T) row indices
     holdout: Tensor  # (S, H) row indices
     bootstrap: Tensor  # (S, E, T) int32 row indices, drawn with replacement from `train`, on the CPU

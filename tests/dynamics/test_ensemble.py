@@ -223,7 +223,7 @@ def test_the_elite_view_says_what_the_elites_say() -> None:
 
 
 def test_held_out_rows_are_never_trained_on() -> None:
-    split = small((0, 5), members=4)._split(203)
+    split = small((0, 5), members=4).split(203)
     assert split.holdout.shape == (2, 40)
     assert split.bootstrap.shape == (2, 4, 163)
     for s in range(2):
@@ -236,13 +236,13 @@ def test_held_out_rows_are_never_trained_on() -> None:
             assert 0.5 < len(set(rows)) / len(train) < 0.75  # with replacement: 1 - 1/e = 0.632
     assert not torch.equal(split.holdout[0], split.holdout[1])
     assert not torch.equal(split.bootstrap[0, 0], split.bootstrap[0, 1])
-    assert small(holdout_max=10)._split(203).holdout.shape == (1, 10)
+    assert small(holdout_max=10).split(203).holdout.shape == (1, 10)
 
 
 def test_scaler_comes_from_the_training_rows_alone() -> None:
     data = random_data(300)
     model = small((0, 3), max_epochs=1)
-    split = model._split(300)
+    split = model.split(300)
     held = data.obs.clone()
     held[split.holdout[0]] = 1e4  # would move the mean of seed 0 by thousands
     model.fit(data._replace(obs=held))
@@ -324,7 +324,7 @@ def test_settings_without_held_out_rows_are_refused() -> None:
         small(holdout_fraction=0.0)
     with pytest.raises(ValueError, match=r"dynamics.holdout_max=0 be at least 1"):
         small(holdout_max=0)
-    assert small(holdout_fraction=0.05)._split(12).holdout.shape == (1, 1)
+    assert small(holdout_fraction=0.05).split(12).holdout.shape == (1, 1)
 
 
 def test_errors_on_any_scale_count_as_a_first_improvement() -> None:
