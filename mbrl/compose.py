@@ -34,6 +34,7 @@ from mbrl.evaluate import EnvSpec, env_spec
 from mbrl.learn.sac import SAC
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
+from mbrl.rollout.select import RandomElite
 from mbrl.train import Schedule
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -386,9 +387,6 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
         clip = Clip(
             data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip
         )
-    chunk = rollout.chunk
-    if chunk == "auto":
-        chunk = 1000 if model.device.type == "cpu" else rollout.lanes
     penalise = instantiate(rollout.penalise) if rollout.penalise else None
     if penalise is not None and model.members == 1 and penalise.needs_members:
         raise ConfigError(
@@ -397,19 +395,28 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
         )
     if rollout.members not in ("all", "elites"):
         raise ConfigError(f"rollout.members={rollout.members}: it is all or elites")
+    select = instantiate(rollout.select)
+    others = [instantiate(part) for part in rollout.others.values() if part is not None]
+    # Only then is one elite for each lane enough.
+    alone = penalise is None and not rollout.truncate and not others and isinstance(select, RandomElite)
+    chunk = rollout.chunk
+    if chunk == "auto":
+        cached = 5000 if alone else 1000  # lanes whose activations a CPU's cache holds
+        chunk = cached if model.device.type == "cpu" else rollout.lanes
     return Imagination(
         model=model if rollout.members == "all" else model.elite_view(),
         actions=instantiate(rollout.actions),
-        select=instantiate(rollout.select),
+        select=select,
         filters=FilterChain(
             clip=clip,
             terminate=Terminate(problem.task.termination),
             penalise=penalise,
             truncate=instantiate(rollout.truncate) if rollout.truncate else None,
-            others=[instantiate(part) for part in rollout.others.values() if part is not None],
+            others=others,
         ),
         length=rollout.length,
         chunk=int(chunk),
+        simulator=model.elite_view() if alone else None,
     )
 
 

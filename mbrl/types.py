@@ -102,6 +102,14 @@ class DynamicsModel(Protocol):
         ...
 
 
+class Simulator(Protocol):
+    """A model that answers for each lane with one of its elites, where nobody asks how much they differ."""
+
+    def predict_one(self, obs: Tensor, action: Tensor, uniform: Tensor) -> Prediction:
+        """obs (S, N, O), action (S, N, A), uniform (S, N) in [0, 1) -> mean, std (S, 1, N, O+1)."""
+        ...
+
+
 class ActionSource(Protocol):
     """Where imagined actions come from."""
 

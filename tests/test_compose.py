@@ -150,6 +150,14 @@ def test_penalty_and_coefficient_reach_the_filter() -> None:
     assert (penalise.name, penalise.coefficient, penalise.needs_members) == ("max_pairwise", 3.5, True)
 
 
+def test_one_elite_for_each_lane_where_nobody_looks_at_the_spread() -> None:
+    for words, alone in ((["penalty=none"], True), ([], False), (["penalty=ensemble_std"], False)):
+        cfg = composed(*words)
+        problem = compose.load_problem(cfg)
+        model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+        assert (compose.build_imagination(cfg, problem, model).simulator is not None) is alone
+
+
 @pytest.mark.parametrize("penalty", ["max_pairwise", "ensemble_std"])
 def test_a_single_model_has_no_disagreement(penalty: str) -> None:
     cfg = composed("dynamics=single", f"penalty={penalty}")

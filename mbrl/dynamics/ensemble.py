@@ -81,14 +81,14 @@ class Folded(NamedTuple):
 
 
 def predict(folded: Folded, obs: Tensor, action: Tensor, dtype: torch.dtype | None) -> Prediction:
-    """All members of a folded network at obs (S, N, O) and action (S, N, A)."""
+    """Members of a folded network, each at its own rows or at the same: obs (S, E or 1, N, O), action likewise."""
     layers, lower, upper = folded
     # Without a graph the activations can be written over: less memory to walk through.
     silu = F.silu if torch.is_grad_enabled() else partial(F.silu, inplace=True)
-    out = mlp(layers, torch.cat([obs, action], -1).unsqueeze(-3), silu, dtype)
+    out = mlp(layers, torch.cat([obs, action], -1), silu, dtype)
     outputs = obs.shape[-1] + 1
     mean, raw_logvar = out[..., :outputs], out[..., outputs:]
-    mean[..., :-1] += obs.unsqueeze(-3)  # the output is ours to change
+    mean[..., :-1] += obs  # the output is ours to change
     return Prediction(mean, soft_clamp(raw_logvar, lower, upper).mul(0.5).exp())
 
 
@@ -216,7 +216,7 @@ class GaussianEnsemble:
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
-        return predict(self.folded(), obs, action, self.dtype)
+        return predict(self.folded(), obs.unsqueeze(-3), action.unsqueeze(-3), self.dtype)
 
     def folded(self) -> Folded:
         """The network with its scalers folded in: they are affine, so prediction needs no normalisation."""
@@ -476,13 +476,51 @@ class EliteView:
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
+        return predict(self._folded(), obs.unsqueeze(-3), action.unsqueeze(-3), self._ensemble.dtype)
+
+    def predict_one(self, obs: Tensor, action: Tensor, uniform: Tensor) -> Prediction:
+        """One elite for each lane: 1/K of the work where nobody asks how much the members differ.
+
+        Every elite gets its equal share of the lanes in a random order, and every lane any elite with equal
+        probability.
+
+        Args:
+            obs: (S, N, O).
+            action: (S, N, A).
+            uniform: (S, N) in [0, 1), the order.
+
+        Returns:
+            Mean and std (S, 1, N, O+1).
+        """
+        seeds, lanes = uniform.shape
+        share = -(-lanes // self.members)
+        width = share * self.members
+        order = uniform.argsort(-1)
+        # Who gets the shorter share is drawn too. The sum is symmetric in the lanes, so it says nothing of their order.
+        turn = ((uniform.double().sum(-1, keepdim=True) % 1.0) * self.members).long() * share  # (S, 1)
+        slot = (torch.arange(width, device=obs.device) + turn) % width
+        lane = F.pad(order, (0, width - lanes)).gather(-1, slot).unsqueeze(-1)  # (S, K * share, 1)
+
+        def grouped(rows: Tensor) -> Tensor:
+            picked = rows.gather(-2, lane.expand(-1, -1, rows.shape[-1]))
+            return picked.view(seeds, self.members, share, rows.shape[-1])
+
+        drawn = predict(self._folded(), grouped(obs), grouped(action), self._ensemble.dtype)
+        back = ((order.argsort(-1) - turn) % width).unsqueeze(-1)  # where each lane's answer stands
+
+        def ungrouped(answer: Tensor) -> Tensor:
+            return answer.flatten(1, 2).gather(-2, back.expand(-1, -1, answer.shape[-1])).unsqueeze(1)
+
+        return Prediction(ungrouped(drawn.mean), ungrouped(drawn.std))
+
+    def _folded(self) -> Folded:
         ensemble = self._ensemble
         whole = ensemble.folded()
         if self._elites is None or whole is not self._whole:
             seed = torch.arange(len(ensemble.seeds), device=self.device).unsqueeze(-1)
             self._whole = whole
             self._elites = whole._replace(layers=[p[seed, ensemble.elites] for p in whole.layers])
-        return predict(self._elites, obs, action, ensemble.dtype)
+        return self._elites
 
 
 def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def model_estimate(
     seeds = learner.seeds
     # What the world does, and nothing of what is made of it: no penalty, no end of a lane by distrust.
     believed = [f for f in imagination.filters.filters if isinstance(f, Clip | Terminate)]
-    plain = dataclasses.replace(imagination, filters=FilterChain(others=believed))
+    plain = dataclasses.replace(imagination, filters=FilterChain(others=believed), simulator=None)
     sources = [generator(seed, "estimate", evaluation, device=starts.device) for seed in seeds]
     act: Callable[[Tensor, Tensor], Tensor] = lambda obs, noise: learner.act(obs, mode="mean")  # noqa: E731
     obs = starts.expand(len(seeds), *starts.shape)

@@ -14,7 +14,7 @@ from torch import Tensor
 from mbrl.data.ring import ReplayTable
 from mbrl.nets import rand, randn
 from mbrl.rollout.filters import FilterChain
-from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, StochasticPolicy, Transition
+from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, Simulator, StochasticPolicy, Transition
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Imagination:
         filters: what becomes of a step.
         length: steps per lane, h.
         chunk: lanes that go through all `length` steps together. A CPU wants what its cache holds, a GPU everything.
+        simulator: where no filter and no selector looks at the members' spread, one member for each lane is enough.
     """
 
     model: DynamicsModel
@@ -36,6 +37,7 @@ class Imagination:
     filters: FilterChain
     length: int
     chunk: int
+    simulator: Simulator | None = None
 
     @torch.no_grad()
     def step(
@@ -47,10 +49,12 @@ class Imagination:
         noise = randn((lanes, action_size + self.select.noise_size(outputs)), generators)
         uniform = rand((lanes,), generators)
         action = self.actions(obs, policy, self.model, noise[..., :action_size])
-        prediction = self.model.predict(obs, action)
-        next_obs, reward, score = self.select(
-            obs, action, prediction, self.model.elites, noise[..., action_size:], uniform
-        )
+        if self.simulator is None:
+            prediction, elites = self.model.predict(obs, action), self.model.elites
+        else:
+            prediction = self.simulator.predict_one(obs, action, uniform)
+            elites = self.model.elites.new_zeros(len(self.model.elites), 1)
+        next_obs, reward, score = self.select(obs, action, prediction, elites, noise[..., action_size:], uniform)
         terminal = torch.zeros_like(alive)
         return self.filters(Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction), t)
 

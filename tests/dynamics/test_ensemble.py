@@ -219,6 +219,39 @@ def test_the_elite_view_says_what_the_elites_say() -> None:
             torch.testing.assert_close(ours[s], theirs[s, model.elites[s]], rtol=1e-5, atol=1e-6)
 
 
+def elite_of_every_lane(model: GaussianEnsemble, lanes: int, uniform: torch.Tensor) -> torch.Tensor:
+    """Which elite (S, N) gave each lane's answer, recognised by its mean."""
+    seeds = len(model.seeds)
+    obs, action = torch.randn(seeds, lanes, 3), torch.randn(seeds, lanes, 2)
+    one = model.elite_view().predict_one(obs, action, uniform)
+    whole = model.elite_view().predict(obs, action)
+    assert one.mean.shape == one.std.shape == (seeds, 1, lanes, 4)
+    distance = (one.mean - whole.mean).abs().amax(-1)  # (S, K, N)
+    assert distance.amin(-2).max() < 1e-5
+    which = distance.argmin(-2)
+    said = whole.std.gather(-3, which[:, None, :, None].expand(-1, 1, -1, 4))
+    torch.testing.assert_close(one.std, said, rtol=1e-4, atol=1e-6)
+    return which
+
+
+def test_one_elite_for_each_lane_and_equal_shares_for_the_elites() -> None:
+    model = small((0, 7), members=5, elites=3)
+    model.fit(random_data(300))
+    which = elite_of_every_lane(model, 30, torch.rand(2, 30))
+    assert (which[0] != which[1]).any()
+    for s in range(2):
+        assert torch.bincount(which[s], minlength=3).tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_every_elite_is_as_likely_for_every_lane(lanes: int) -> None:
+    model = small((0,), members=3, elites=3)
+    draws = torch.stack([elite_of_every_lane(model, lanes, torch.rand(1, lanes))[0] for _ in range(900)])
+    for lane in range(lanes):
+        counts = torch.bincount(draws[:, lane], minlength=3)
+        assert ((counts - 300).abs() < 60).all(), counts  # 4 standard deviations
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
