@@ -105,11 +105,14 @@ What most people set:
   task=NAME or dataset=STRING     as for `mbrl train`     env=ID    for the bounds of the actions
   dynamics=NAME    {dynamics}
   dynamics.members=7 dynamics.elites=5 dynamics.hidden=[200,200,200,200]
-  dynamics.max_epochs=N dynamics.patience=5 dynamics.learning_rate=1e-3
+  dynamics.max_epochs=N dynamics.max_steps=N dynamics.patience=5 dynamics.learning_rate=1e-3
+  dynamics.loss=beta_nll           nll, beta_nll, mse_mean; dynamics=beta_nll is a whole recipe
+  fit_gate=false                   without the squared-error net that the fit is compared with
   seed=0 seeds=1   first seed, and how many are fitted side by side
   device=auto      run_dir=DIR      store=DIR
 
-Progress shows the squared error on held-out rows. Ctrl-C keeps the last whole epoch.
+Progress shows the squared error on held-out rows; at the end come errors of one and of many steps, the calibration of
+the predicted std, and a warning if the fit is worse than it should be. Ctrl-C keeps the last whole epoch.
 """
 
 
@@ -273,8 +276,8 @@ def start_run(cfg: DictConfig, path: Path) -> int:
 
 
 CHANGEABLE = (
-    "updates", "device", "threads", "compile", "store", "logger", "wandb", "progress", "log_every", "eval.every",
-    "checkpoint_seconds",
+    "updates", "device", "threads", "compile", "store", "fit_gate", "logger", "wandb", "progress", "log_every",
+    "eval.every", "checkpoint_seconds",
 )  # fmt: skip
 """Keys, or their beginnings, that a resumed run may be given anew."""
 

@@ -192,7 +192,7 @@ COUNTS = {
     "eval.every": 1, "eval.episodes": 1, "eval.model_horizon": 1,
     "rollout.length": 1, "rollout.lanes": 1, "rollout.every": 1, "rollout.retain": 1,
     "learner.critics": 1, "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
-    "dynamics.patience": 1, "dynamics.max_epochs": 1, "horizon": 1,
+    "dynamics.patience": 1, "dynamics.max_epochs": 1, "dynamics.max_steps": 1, "horizon": 1,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
@@ -202,6 +202,7 @@ RANGES = {
     "rollout.penalise.coefficient": (0.0, math.inf), "rollout.clip.margin": (0.0, math.inf),
     "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
     "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),
+    "dynamics.beta": (0.0, 1.0), "dynamics.improvement": (0.0, 1.0),
 }  # fmt: skip
 """Keys that measure something, and the least and most they may be."""
 
@@ -227,6 +228,9 @@ def check_numbers(cfg: DictConfig) -> None:
     chunk = OmegaConf.select(cfg, "rollout.chunk")
     if chunk not in (None, "auto") and (type(chunk) is not int or chunk < 1):
         raise ConfigError(f"rollout.chunk={chunk}: expected auto or a whole number, 1 or more")
+    gate = OmegaConf.select(cfg, "fit_gate")
+    if gate not in (None, True, False, "auto"):
+        raise ConfigError(f"fit_gate={gate}: expected true, false or auto")
     seconds = cfg.checkpoint_seconds
     if seconds is not None and (type(seconds) not in (int, float) or not seconds >= 0):
         raise ConfigError(f"checkpoint_seconds={seconds}: expected a number of seconds, 0 or more, or null for never")

@@ -219,8 +219,11 @@ class RunLogger:
             sink.close(status == "finished")
 
     @contextmanager
-    def progress(self, description: str, total: int, completed: int = 0) -> Iterator[ProgressBar]:
-        """A bar to `update` as work is done: live on a terminal, elsewhere a plain line every ten seconds at most."""
+    def progress(self, description: str, total: int | None, completed: int = 0) -> Iterator[ProgressBar]:
+        """A bar to `update` as work is done: live on a terminal, elsewhere a plain line every ten seconds at most.
+
+        `total` is None where nobody knows when the work will be done.
+        """
         bar: ProgressBar
         if self.console.quiet:
             bar = ProgressBar()
@@ -467,7 +470,7 @@ class _Wandb:
 class ProgressBar:
     """Counts work done and shows it every `interval` seconds. This base shows nothing: it is the quiet one."""
 
-    def __init__(self, total: int = 0, completed: int = 0, interval: float = math.inf) -> None:
+    def __init__(self, total: int | None = 0, completed: int = 0, interval: float = math.inf) -> None:
         self.total = total
         self.completed = completed
         self.fields: dict[str, str] = {}
@@ -499,7 +502,7 @@ class ProgressBar:
 class _PlainBar(ProgressBar):
     """For files and CI: a line now and then."""
 
-    def __init__(self, console: Console, description: str, total: int, completed: int) -> None:
+    def __init__(self, console: Console, description: str, total: int | None, completed: int) -> None:
         super().__init__(total, completed, interval=10.0)
         self._console = console
         self._description = description
@@ -509,18 +512,18 @@ class _PlainBar(ProgressBar):
     def show(self) -> None:
         elapsed = time.monotonic() - self._started
         rate = (self.completed - self._completed_before) / max(elapsed, 1e-9)
-        left = (self.total - self.completed) / rate if rate > 0 else math.inf
-        line = (
-            f"{self._description}  {self.completed}/{self.total}  {_rate(rate)}  {_clock(elapsed)} elapsed  "
-            f"{_clock(left)} left  {self._field_text()}"
-        )
+        done, left = str(self.completed), ""
+        if self.total is not None:
+            done += f"/{self.total}"
+            left = f"{_clock((self.total - self.completed) / rate if rate > 0 else math.inf)} left  "
+        line = f"{self._description}  {done}  {_rate(rate)}  {_clock(elapsed)} elapsed  {left}{self._field_text()}"
         self._console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
 
 class _LiveBar(ProgressBar):
     """For terminals: rich's live display."""
 
-    def __init__(self, console: Console, description: str, total: int, completed: int) -> None:
+    def __init__(self, console: Console, description: str, total: int | None, completed: int) -> None:
         super().__init__(total, completed, interval=0.2)
         fixed, wrapped = Column(no_wrap=True), Column(no_wrap=False)  # a narrow terminal shows the fields in more lines
         self._progress = Progress(

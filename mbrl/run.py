@@ -18,17 +18,18 @@ from mbrl import compose
 from mbrl.capture import choose
 from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
-from mbrl.dynamics.ensemble import FitReport
+from mbrl.dynamics import quality
+from mbrl.dynamics.ensemble import FitReport, FitStopped
 from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
-from mbrl.log import RunLogger, read_metrics
+from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
-from mbrl.nets import bfloat16_speedup
+from mbrl.nets import bfloat16_speedup, generator
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json
 from mbrl.train import OfflineTraining
-from mbrl.types import StateDict, Stateful
+from mbrl.types import DynamicsModel, StateDict, Stateful
 
 INTERRUPTED = 130
 
@@ -149,6 +150,12 @@ def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: to
     return True
 
 
+def show_fit(bar: ProgressBar, report: FitReport) -> None:
+    """An epoch of a fit is done."""
+    best = float(report.best.min(-1).values.mean())
+    bar.update(1, **{"holdout error": float(report.holdout.mean()), "best": best}, loss=float(report.train_loss.mean()))
+
+
 class Run:
     """One training run: the parts, made from the configuration, and their lives.
 
@@ -219,6 +226,8 @@ class Run:
             )
             if restore(training, self.run, self.logger, self.device):
                 self.say(f"resumed at update {training.step:,}")
+            elif not self.check_model(stop, gate=self.cfg.fit_gate is True):
+                return self.interrupted("train", None)
             self.evaluator = self.make_evaluator()
             self.say(f"updates run {self.choice.mode}, {self.choice.steps} a call: {self.choice.reason}")
             self.run.write_meta(compile=dataclasses.asdict(self.choice))
@@ -237,12 +246,10 @@ class Run:
         """`mbrl fit`: the model, and nothing else."""
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
-            if not self.fit_model(stop):
+            if not (self.fit_model(stop) and self.check_model(stop, gate=self.cfg.fit_gate is not False, whole=True)):
                 return self.interrupted("fit", None)
             self.run.write_meta(status="finished")
             self.logger.close("finished")
-            error = self.model.holdout_error.gather(-1, self.model.elites).mean(-1)
-            self.say(f"held-out squared error of the elites: {', '.join(f'{e:.5g}' for e in error.tolist())}")
             return 0
 
     def announce(self) -> None:
@@ -275,15 +282,8 @@ class Run:
         """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
         cfg, model = self.cfg, self.model
         key = store_key(self.problem.dataset.hash, compose.dynamics_settings(cfg))
-        with self.logger.progress("fitting the dynamics model", total=cfg.dynamics.max_epochs) as bar:
-
-            def on_epoch(report: FitReport) -> None:
-                bar.update(
-                    1,
-                    **{"holdout error": float(report.holdout.mean()), "best": float(report.best.min(-1).values.mean())},
-                    loss=float(report.train_loss.mean()),
-                )
-
+        epochs = model.epochs(len(self.problem.dataset.transitions.reward))
+        with self.logger.progress("fitting the dynamics model", total=epochs) as bar:
             try:
                 source = fit_or_load(
                     model,
@@ -292,16 +292,67 @@ class Run:
                     root=Path(cfg.store).expanduser(),
                     scratch=self.run.path / "dynamics",
                     save_seconds=self.schedule.checkpoint_seconds,
-                    on_epoch=on_epoch,
+                    on_epoch=lambda report: show_fit(bar, report),
                     should_stop=lambda: stop.requested,
                 )
             except FitInterrupted:
                 return False
         error = model.holdout_error.gather(-1, model.elites).mean(-1)
-        if source != "run":  # a resumed run's model is noted already
+        if source != "run" or "dynamics" not in self.run.meta:  # a resumed run's model is noted already
             self.run.write_meta(dynamics={"key": key, "from": source, "holdout_error": error.tolist()})
         if source == "store":
             self.say(f"dynamics model from the store ({key})")
+        return True
+
+    def check_model(self, stop: StopRequest, *, gate: bool, whole: bool = False) -> bool:
+        """Measure the fitted model on held-out rows; show, log and keep the numbers. False if asked to stop.
+
+        Args:
+            stop: asked within the gate.
+            gate: also fit the squared-error net that the model should not be much worse than.
+            whole: show every dimension.
+        """
+        dataset, model, seeds = self.problem.dataset, self.model, self.seeds
+        rows = dataset.transitions
+        holdout = model.split(len(rows.reward)).holdout
+
+        def measure(fitted: DynamicsModel) -> quality.Quality:
+            sources = [generator(seed, "dynamics", "quality", device=self.device) for seed in seeds]
+            return quality.measure(fitted, rows, dataset.episode_end, holdout, sources)
+
+        found = measure(model.elite_view())
+        kept = quality.as_json(found, seeds)
+        self.console.print(quality.summary_table(found))
+        if whole:
+            self.console.print(quality.dimension_table(found))
+        if gate:
+            net = quality.squared_error_net(model)
+            epochs = net.epochs(len(rows.reward))
+            with self.logger.progress("fitting a squared-error net to compare with", total=epochs) as bar:
+                try:
+                    net.fit(rows, on_epoch=lambda report: show_fit(bar, report), should_stop=lambda: stop.requested)
+                except FitStopped:
+                    return False
+            error = measure(net).mean_error
+            kept["squared_error_net"] = {"steps": quality.GATE_STEPS, "mean_error": error.tolist()}
+            warning = quality.gate_warning(seeds, found.mean_error, error, self.cfg.dynamics.loss)
+            if warning is not None:
+                self.say(f"warning: {warning}", "yellow")
+            else:
+                self.say(f"gate passed: a squared-error net's error is {float(error.mean()):.3f}")
+        text = to_json(kept, indent=2).encode()
+        atomic_write(self.run.path / "dynamics" / "quality.json", lambda file: file.write(text))
+        self.run.write_meta(
+            dynamics=self.run.meta["dynamics"] | {"quality": {name: kept[name] for name in found.summary()}}
+        )
+        values = {f"dynamics/{name}": float(value.mean()) for name, value in found.summary().items()}
+        if len(seeds) > 1:
+            values |= {
+                f"dynamics/{name}/seed_{seed}": value
+                for name in found.summary()
+                for seed, value in zip(seeds, kept[name], strict=True)
+            }
+        self.logger.log_event(0, values)
         return True
 
     def make_evaluator(self) -> Evaluator | None:

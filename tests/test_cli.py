@@ -298,9 +298,9 @@ def test_the_dataset_s_own_return_is_the_comparison(finished: Path, log: Path) -
 
 def test_metrics_are_the_same_in_both_files(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["update"] for row in rows] == [20, 40]
-    assert {"learner/critic_loss", "learner/q", "rollout/kept", "eval/return", "time/seconds"} <= set(rows[0]) | set(
-        rows[1]
+    assert [row["update"] for row in rows] == [0, 20, 40]
+    assert {"learner/critic_loss", "learner/q", "rollout/kept", "eval/return", "time/seconds"} <= set(rows[1]) | set(
+        rows[2]
     )
     with open(finished / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
@@ -346,14 +346,27 @@ def test_without_a_simulator_nothing_is_claimed(
 def test_a_fitted_model_is_found_again(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = [*words[1:-2], f"store={tmp_path / 'models'}"]
     assert main(["fit", *own, f"run_dir={tmp_path / 'fit'}"]) == 0
-    assert "held-out squared error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "one-step error of a sample" in said
+    assert "obs[2]" in said
+    assert "squared-error net" in said
     assert read(tmp_path / "fit" / "meta.json")["dynamics"]["from"] == "fitted"
+    assert read(tmp_path / "fit" / "dynamics" / "quality.json")["squared_error_net"]["steps"] == 3000
     assert not (tmp_path / "fit" / "policy.pt").exists()
 
     assert main(["train", *own, f"run_dir={tmp_path / 'train'}"]) == 0
     dynamics = read(tmp_path / "train" / "meta.json")["dynamics"]
     assert dynamics == read(tmp_path / "fit" / "meta.json")["dynamics"] | {"from": "store"}
-    assert "dynamics model from the store" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dynamics model from the store" in said
+    assert "one-step error of a sample" in said  # also of a model that others have fitted
+    assert "obs[2]" not in said
+    quality = read(tmp_path / "train" / "dynamics" / "quality.json")
+    assert "squared_error_net" not in quality
+    assert {name: quality[name] for name in dynamics["quality"]} == dynamics["quality"]
+    row = json.loads((tmp_path / "train" / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["update"] == 0
+    assert row["dynamics/mean_error"] == quality["mean_error"][0] < row["dynamics/candidate_error"]
 
     assert main(["train", *own, "dynamics.hidden=[8]", f"run_dir={tmp_path / 'other'}"]) == 0
     assert read(tmp_path / "other" / "meta.json")["dynamics"]["from"] == "fitted"

@@ -400,6 +400,16 @@ def test_progress_on_a_file_is_plain_lines_and_nothing_when_quiet(tmp_path: Path
     assert quiet.getvalue() == ""
 
 
+def test_progress_without_a_known_end(tmp_path: Path) -> None:
+    text = io.StringIO()
+    logger = RunLogger(tmp_path, seeds=(0,), total_updates=100, console=Console(file=text, width=40))
+    with logger.progress("fitting", None) as bar:
+        bar.update(7, loss=0.5)
+    (line,) = text.getvalue().splitlines()
+    assert line.startswith("fitting  7  ")
+    assert line.endswith("elapsed  loss=0.5")
+
+
 def test_plain_lines_come_at_most_every_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("mbrl.log.time.monotonic", lambda: now[0])

@@ -91,7 +91,7 @@ class Reference:
         policy, expected_policy = ((p / "policy.pt").read_bytes() for p in (path, self.path))
         assert policy == expected_policy
         rows, expected_rows = (without_time(p) for p in (path, self.path))
-        assert [row["update"] for row in rows] == list(range(50, UPDATES + 1, 50))
+        assert [row["update"] for row in rows] == list(range(0, UPDATES + 1, 50))
         assert rows == expected_rows
         with np.load(path / "returns.npz") as returns, np.load(self.path / "returns.npz") as expected:
             assert set(returns) == set(expected)

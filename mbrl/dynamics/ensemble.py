@@ -524,8 +524,8 @@ class EliteView:
 
 
 def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std (D,) of columns (N, D); the std of a constant column is 1."""
-    std, mean = torch.std_mean(columns, 0, correction=0)
+    """Mean and std (*, D) of columns (*, N, D); the std of a constant column is 1."""
+    std, mean = torch.std_mean(columns, -2, correction=0)
     # Also constant is a column that varies by rounding alone: divided by that, imagination would explode.
     constant = std <= 1e-6 * mean.abs() + 1e-12
     return mean, torch.where(constant, torch.ones_like(std), std)

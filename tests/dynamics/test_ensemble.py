@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from probes import random_data
 from torch import Tensor
 
-from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble, soft_clamp
+from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble, beta_nll, mse_mean, nll, soft_clamp
 from mbrl.nets import generator
+from mbrl.optim import Adam
 from mbrl.types import StateDict, Transition
 
 
@@ -58,6 +59,57 @@ def test_soft_clamp_moves_its_bounds() -> None:
     assert above[0].item() == pytest.approx(0.0, abs=1e-3)
     assert below[0].item() == pytest.approx(1.0, abs=1e-3)
     assert below[1].item() == pytest.approx(0.0, abs=1e-3)
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def mean_logvar_target() -> tuple[Tensor, Tensor, Tensor]:
+    source = generator("losses")
+    mean, logvar, target = (torch.randn(40, 3, generator=source, dtype=torch.float64) for _ in range(3))
+    return mean.requires_grad_(), logvar.requires_grad_(), target
+
+
+def slopes(loss: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss.sum(), of)
+
+
+def test_nll_is_the_negative_log_density() -> None:
+    mean, logvar, target = mean_logvar_target()
+    density = torch.distributions.Normal(mean, (logvar / 2).exp()).log_prob(target)
+    torch.testing.assert_close(nll(mean, logvar, target), -2 * density - math.log(2 * math.pi))
+
+
+def test_beta_nll_goes_from_likelihood_to_squared_error() -> None:
+    mean, logvar, target = mean_logvar_target()
+    assert torch.equal(beta_nll(mean, logvar, target, 0.0), nll(mean, logvar, target))
+    (of_mean,) = slopes(beta_nll(mean, logvar, target, 1.0), mean)
+    torch.testing.assert_close(of_mean, 2 * (mean - target).detach())
+    likelihood = slopes(nll(mean, logvar, target), mean, logvar)
+    half = slopes(beta_nll(mean, logvar, target, 0.5), mean, logvar)
+    for ours, plain in zip(half, likelihood, strict=True):  # the weight is the std, and has no gradient of its own
+        torch.testing.assert_close(ours, plain * (logvar / 2).exp().detach())
+
+
+def test_mse_mean_fits_the_mean_and_the_variance_apart() -> None:
+    mean, logvar, target = mean_logvar_target()
+    of_mean, of_logvar = slopes(mse_mean(mean, logvar, target), mean, logvar)
+    torch.testing.assert_close(of_mean, 2 * (mean - target).detach())
+    torch.testing.assert_close(of_logvar, 0.1 * slopes(nll(mean, logvar, target), logvar)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "mse"}, r"dynamics.loss=mse is unknown; it is nll, beta_nll, mse_mean"),
+        ({"schedule": "linear"}, r"dynamics.schedule=linear is unknown; it is constant or cosine"),
+        ({"schedule": "cosine"}, r"dynamics.schedule=cosine needs a length: .*max_steps"),
+        ({"patience": None}, r"dynamics.patience=null needs an end: .*max_steps"),
+    ],
+)
+def test_a_fit_without_a_loss_a_schedule_or_an_end_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(max_epochs=None, **settings)
 
 
 # -- initial state -----------------------------------------------------------------------------------------------------
@@ -170,11 +222,21 @@ def test_fit_is_the_published_loss_written_out() -> None:
     torch.testing.assert_close(min_logvar.flatten(), bottom, rtol=1e-5, atol=1e-6)
 
 
-def test_predict_is_the_normalised_network_in_a_loop() -> None:
+def test_published_settings_fit_as_they_always_did() -> None:
+    # Recorded before there were other losses and units.
+    model = small((0, 1))
+    model.fit(random_data(400))
+    recorded = [[0.33340603, 0.34686980, 0.34486908], [0.18293303, 0.18694049, 0.19977012]]
+    torch.testing.assert_close(model.holdout_error, torch.tensor(recorded), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_predict_is_the_normalised_network_in_a_loop(standardise: bool) -> None:
     data = random_data(500)
     data = data._replace(obs=data.obs * torch.tensor([1.0, 30.0, 0.01]) + 5, next_obs=data.next_obs * 2)
-    model = small((0, 7))
+    model = small((0, 7), standardise_targets=standardise)
     model.fit(data)
+    assert (model.target_std != 1).all().item() is standardise
     obs, action = data.obs[:40].repeat(2, 1, 1), data.action[:40].repeat(2, 1, 1)
     mean, std = model.predict(obs, action)
     assert mean.shape == std.shape == (2, 3, 40, 4)
@@ -186,9 +248,37 @@ def test_predict_is_the_normalised_network_in_a_loop() -> None:
                 h = h @ model.params[k][s, e] + model.params[k + 1][s, e]
                 h = F.silu(h) if k + 2 < len(model.params) else h
             logvar = soft_clamp(h[:, 4:], model.min_logvar[s, 0], model.max_logvar[s, 0])
-            expected = h[:, :4] + F.pad(obs[s], (0, 1))
+            shift, scale = model.target_mean[s, 0], model.target_std[s, 0]
+            expected = h[:, :4] * scale + shift + F.pad(obs[s], (0, 1))
             torch.testing.assert_close(mean[s, e], expected, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(std[s, e], (logvar / 2).exp(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(std[s, e], (logvar / 2).exp() * scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["nll", "beta_nll", "mse_mean"])
+def test_standardised_targets_are_targets_that_were_standardised(loss: Any) -> None:
+    data = random_data(400)
+    data = data._replace(reward=100 + 50 * data.reward)
+    model = small(standardise_targets=True, loss=loss)
+    model.fit(data)
+    train = model.split(400).train[0]
+    change, reward = data.next_obs - data.obs, data.reward
+    change = (change - change[train].mean(0)) / change[train].std(0, correction=0)
+    reward = (reward - reward[train].mean()) / reward[train].std(correction=0)
+    other = small(loss=loss)
+    other.fit(data._replace(next_obs=data.obs + change, reward=reward))
+    torch.testing.assert_close(model.holdout_error, other.holdout_error, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(model.params, other.params, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_elites_view_is_in_environment_units() -> None:
+    data = random_data(400)
+    model = small(standardise_targets=True, loss="beta_nll", max_epochs=20)
+    model.fit(data._replace(reward=100 + 50 * data.reward))
+    mean, std = model.elite_view().predict(data.obs.unsqueeze(0), data.action.unsqueeze(0))
+    rewards = mean[0, 0, :, -1]
+    assert rewards.mean().item() == pytest.approx(100 + 50 * data.reward.mean().item(), rel=0.1)
+    assert 1 < std[0, 0, :, -1].mean().item() < 50
 
 
 def test_bfloat16_predicts_as_well_as_it_was_fitted_far_from_the_origin() -> None:
@@ -306,6 +396,40 @@ def test_too_few_rows_are_refused() -> None:
         small().fit(random_data(9))
 
 
+# -- length and schedule -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "updates", "epochs"),
+    [({"max_steps": 8}, 8, 2), ({"max_steps": 5}, 5, 1), ({"max_steps": 20, "max_epochs": 2}, 10, 2)],
+)
+def test_a_fit_makes_so_many_updates(limits: dict[str, int], updates: int, epochs: int) -> None:
+    settings: dict[str, Any] = {"max_epochs": None} | limits
+    model, follow = small(**settings), Follow()
+    assert model.epochs(400) == epochs  # 320 training rows are 5 batches of 64
+    model.fit(random_data(400), on_epoch=follow)
+    assert [report.epoch for report in follow.reports] == list(range(1, epochs + 1))
+    assert {float(steps) for steps in follow.states[-1]["optimiser"]["steps"]} == {updates}
+    assert small(max_epochs=None).epochs(400) is None
+
+
+@pytest.mark.parametrize("limits", [{"max_steps": 10}, {"max_epochs": 2}, {"max_epochs": 2, "max_steps": 100}])
+def test_a_cosine_ends_with_the_fit(limits: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = Adam.step
+
+    def watched(self: Adam, grads: Any, scale: Tensor | None = None) -> None:
+        assert scale is not None
+        rates.append(float(scale))
+        step(self, grads, scale)
+
+    monkeypatch.setattr(Adam, "step", watched)
+    settings: dict[str, Any] = {"max_epochs": None, "schedule": "cosine", "patience": None} | limits
+    small(**settings).fit(random_data(400))
+    expected = [0.01 + 0.99 * (1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)]
+    assert rates == pytest.approx(expected)
+
+
 # -- early stopping ----------------------------------------------------------------------------------------------------
 
 
@@ -398,12 +522,19 @@ def test_a_single_member_is_a_model() -> None:
     assert model.elites.tolist() == [[0]]
 
 
-def test_stacked_seeds_equal_separate_fits() -> None:
+RECIPE: dict[str, Any] = {
+    "loss": "beta_nll", "standardise_targets": True, "schedule": "cosine", "max_epochs": None, "max_steps": 23,
+    "patience": None, "improvement": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 5}, RECIPE, RECIPE | {"loss": "mse_mean"}])
+def test_stacked_seeds_equal_separate_fits(settings: dict[str, Any]) -> None:
     data = random_data(400)
-    together = small((0, 3), max_epochs=5)
+    together = small((0, 3), **settings)
     together.fit(data)
     for i, seed in enumerate((0, 3)):
-        alone = small((seed,), max_epochs=5)
+        alone = small((seed,), **settings)
         alone.fit(data)
         assert torch.equal(alone.elites[0], together.elites[i])
         for ours, theirs in zip(together.params, alone.params, strict=True):
@@ -412,9 +543,9 @@ def test_stacked_seeds_equal_separate_fits() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_interrupted_and_resumed_fit_is_bitwise_the_uninterrupted(stop: int) -> None:
+@pytest.mark.parametrize("settings", [{"learning_rate": 0.02, "max_epochs": None, "patience": 2}, RECIPE])
+def test_interrupted_and_resumed_fit_is_bitwise_the_uninterrupted(stop: int, settings: dict[str, Any]) -> None:
     data = random_data(400)
-    settings: dict[str, Any] = {"learning_rate": 0.02, "max_epochs": None, "patience": 2}
     straight = small((0, 1), **settings)
     straight.fit(data)
     saved: list[StateDict] = []
