@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbrl.capture import gradients
+from mbrl.capture import capture, gradients
 from mbrl.nets import Params, Precision, generator, init_mlp, mlp, normal_init, product_dtype
 from mbrl.optim import Adam, copy_tensors
-from mbrl.types import Prediction, StateDict, Transition
+from mbrl.types import Metrics, Prediction, StateDict, Transition
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,7 @@ class GaussianEnsemble:
         on_epoch: Callable[[FitReport], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
+        mode: Literal["eager", "compile", "graph"] = "eager",
     ) -> None:
         """Minimise `loss` on per-member bootstraps, early stopping per member, elites at the end.
 
@@ -258,6 +259,7 @@ class GaussianEnsemble:
             should_stop: asked before every batch.
             resume: a `FitReport.state()` of an interrupted fit with the same data and settings; the result is bitwise
                 that of an uninterrupted one, because row orders are functions of (seed, epoch) alone.
+            mode: how updates run, see `mbrl.capture.capture`.
 
         Raises:
             ValueError: fewer than 10 rows.
@@ -282,6 +284,7 @@ class GaussianEnsemble:
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
         epoch, epochs = 0, self.epochs(rows)
+        step = capture(lambda index, rate: self._step(table, index, optimiser, trained, rate), mode)
 
         def state() -> StateDict:
             return {
@@ -303,7 +306,7 @@ class GaussianEnsemble:
             copy_tensors([best, stale, active], [resume["best"], resume["stale"], resume["active"]])
 
         while bool(active.any()) and (epochs is None or epoch < epochs):
-            train_loss = self._epoch(table, split.bootstrap, epoch, optimiser, trained, should_stop)
+            train_loss = self._epoch(step, split.bootstrap, epoch, should_stop)
             epoch += 1
             holdout = self._holdout_error(held_out)
             if not bool((torch.isfinite(train_loss) | ~active).all()):
@@ -356,14 +359,14 @@ class GaussianEnsemble:
     def _epoch_steps(self, train_rows: int) -> int:
         return train_rows // min(self.batch_size, train_rows)
 
-    def _rate(self, step: int, epoch_steps: int) -> Tensor | None:
-        """What the learning rate of update `step` is multiplied by; None for nothing."""
+    def _rate(self, step: int, epoch_steps: int) -> Tensor:
+        """What the learning rate of update `step` is multiplied by."""
         if self.schedule == "constant":
-            return None
+            return torch.ones((), device=self.device)
         limits = (self.max_steps, None if self.max_epochs is None else self.max_epochs * epoch_steps)
         end = min(limit for limit in limits if limit is not None)
         fall = 0.5 * (1.0 + math.cos(math.pi * step / end))
-        return torch.tensor(self.LAST_RATE + (1.0 - self.LAST_RATE) * fall, device=self.device)
+        return torch.full((), self.LAST_RATE + (1.0 - self.LAST_RATE) * fall, device=self.device)
 
     def _set_scalers(self, table: Tensor, train: Tensor) -> None:
         """Mean and std of the inputs, and if asked for of the targets, over each seed's training rows."""
@@ -380,13 +383,7 @@ class GaussianEnsemble:
         return inputs, (targets - self.target_mean) / self.target_std if self.standardise_targets else targets
 
     def _epoch(
-        self,
-        table: Tensor,
-        bootstrap: Tensor,
-        epoch: int,
-        optimiser: Adam,
-        trained: Sequence[Tensor],
-        should_stop: Callable[[], bool],
+        self, step: Callable[..., Metrics], bootstrap: Tensor, epoch: int, should_stop: Callable[[], bool]
     ) -> Tensor:
         """One pass over every member's bootstrap in its own order; returns the mean loss (S,)."""
         size = bootstrap.shape[-1]
@@ -405,13 +402,11 @@ class GaussianEnsemble:
             if should_stop():
                 raise FitStopped
             index = order[..., i * batch : (i + 1) * batch]
-            total += self._step(table, index, optimiser, trained, self._rate(begin + i, whole))
+            total += step(index, self._rate(begin + i, whole))["loss"]
         return total / (steps * self.members)
 
-    def _step(
-        self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor], rate: Tensor | None
-    ) -> Tensor:
-        """One update of all members on rows index (S, E, B); returns the loss without the bounds' term (S,)."""
+    def _step(self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor], rate: Tensor) -> Metrics:
+        """One update of all members on rows index (S, E, B); `loss` (S,) is without the bounds' term."""
         x, y = self._inputs_and_targets(table.index_select(0, index.flatten()).view(*index.shape, -1))
         grads, fit = gradients(lambda params: self.loss(params, x, y), trained)
         # The gradient of weight_decay/2 ||W||^2, added here because it needs no graph.
@@ -420,7 +415,7 @@ class GaussianEnsemble:
             for i, grad in enumerate(grads)
         ]
         optimiser.step(decayed, rate)
-        return fit
+        return {"loss": fit}
 
     def loss(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of scaled inputs x and targets y (S, E, B, .).
