@@ -1,7 +1,8 @@
 """Serve timed blocks of this framework, one a line of standard input, so that a driver can alternate peers.
 
-Every block goes through the framework's own classes and loop: `OfflineTraining.run` with a logger that writes files and
-a checkpoint in every block (W1, W5), `GaussianEnsemble.fit` (W2), `Imagination.fill` (W3).
+Every block goes through the framework's own classes and loop: `OfflineTraining.run` with a logger that writes files
+(W1, W4, W5), `GaussianEnsemble.fit` (W2), `Imagination.fill` (W3). Data: synthetic, Hopper-shaped; the ring of imagined
+rows is full, as after five rollouts. docs/speed.md describes the workloads:
 
     W1            SAC updates, batch 256, real ratio 0.05
     W2            ensemble of 7, one epoch and its holdout evaluation
@@ -9,26 +10,37 @@ a checkpoint in every block (W1, W5), `GaussianEnsemble.fit` (W2), `Imagination.
     W3s           W3 with 10,000 starts
     W4-EDAC-10    EDAC with 10 critics of 3 x 256; W4-SACN-10 without diversity; W4-EDAC-50 with 50 critics
     W5            one rollout of W3 and 1000 updates
+    GEMM          not of this framework: what the machine multiplies in float32, numpy or torch, GFLOP
+    trace         50 updates of W1 under a profiler: kernels, and whatever makes the host wait for the device
 
-Data: synthetic, Hopper-shaped. Environment: MODE=eager|compile (default compile), THREADS and SEEDS (default 1).
+Environment: MODE=eager|compile|graph (default compile), PRECISION=float32|bfloat16, DEVICE (default cpu), THREADS and
+SEEDS (default 1), SIZE=full|device|small: how much a block holds, `device` for a GPU, `small` for tests.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import sys
 import tempfile
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from mbrl.capture import choose
+from mbrl.capture import Mode, choose
 from mbrl.checkpoint import save_checkpoint
 from mbrl.data.ring import ReplayTable
 from mbrl.data.termination import hopper
@@ -36,7 +48,7 @@ from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.learn.regularisers import Diversity
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
-from mbrl.nets import generator
+from mbrl.nets import Precision, generator
 from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
 from mbrl.rollout.imagine import Imagination
@@ -45,13 +57,40 @@ from mbrl.rollout.uncertainty import max_aleatoric
 from mbrl.train import OfflineTraining, Schedule
 from mbrl.types import Transition
 
-OBS, ACTION, ROWS = 11, 3, 200_000
-LANES, LENGTH, RETAIN = 50_000, 5, 5
-MODE = os.environ.get("MODE", "compile")
-SEEDS = list(range(int(os.environ.get("SEEDS", "1"))))
+OBS, ACTION = 11, 3
+BATCH, REAL_RATIO = 256, 0.05
+LENGTH, RETAIN, PENALTY = 5, 5, 2.5
+WARM_UP = 20  # updates before a trace: more than the ordinary calls before a CUDA graph is captured
 
 
-def make_data(rows: int = ROWS, seed: int = 0) -> Transition:
+@dataclass(frozen=True)
+class Sizes:
+    """How much a block holds. Networks and batches are the same always."""
+
+    rows: int = 200_000  # of the dataset
+    fit: int = 20_960  # of them in W2: 78 batches of 256 and 1000 held-out rows
+    lanes: int = 50_000
+    updates: int = 400  # of W1; fewer with stacked seeds, which make as many agent-updates
+    ensemble_updates: int = 40  # of W4 with 10 critics; with 50 a fifth of it
+    epoch: int = 1000  # updates of W5
+    product: int = 1024  # GEMM of this size cubed
+
+
+SIZES = {
+    "full": Sizes(),
+    "device": Sizes(fit=200_000, updates=4000, ensemble_updates=1000, product=8192),
+    "small": Sizes(rows=3000, fit=1512, lanes=200, updates=8, ensemble_updates=20, epoch=8, product=64),
+}
+
+
+class Block(NamedTuple):
+    """Work that is timed, and what must be there before."""
+
+    run: Callable[[], int | dict[str, Any]]  # the number of units, or an answer with `units` in it
+    prepare: Callable[[], object] = lambda: None
+
+
+def make_data(rows: int, seed: int = 0) -> Transition:
     """Smooth, Hopper-shaped, almost never terminating."""
     r = np.random.default_rng(seed)
     inner = r.normal(size=(OBS + ACTION, 32)) / 3
@@ -70,114 +109,258 @@ def make_data(rows: int = ROWS, seed: int = 0) -> Transition:
 class Bench:
     """The parts of a run on the synthetic data, made when first needed."""
 
-    def __init__(self) -> None:
-        self.data = make_data()
+    def __init__(
+        self,
+        seeds: int = 1,
+        *,
+        mode: Mode = "compile",
+        precision: Precision = "float32",
+        device: torch.device | str = "cpu",
+        sizes: Sizes = SIZES["full"],
+    ) -> None:
+        self.seeds, self.mode, self.precision = list(range(seeds)), mode, precision
+        self.device, self.sizes = torch.device(device), sizes
         self.folder = Path(tempfile.mkdtemp(prefix="mbrl-bench-"))
-        self.table = ReplayTable(self.data, LANES * LENGTH * RETAIN, len(SEEDS))
-        self.model = GaussianEnsemble(OBS, ACTION, SEEDS)
-        self.short = Transition(*(x[:20_960] for x in self.data))  # 78 batches of 256 and the holdout rows
-        self.updates = 400
-        self._training: OfflineTraining | None = None
+        self.data = Transition(*(x.to(device) for x in make_data(sizes.rows)))
+        self.short = Transition(*(x[: sizes.fit] for x in self.data))
+        self.held_out = min(1000, int(0.2 * sizes.fit))
+        self.updates = sizes.updates if seeds == 1 else max(sizes.updates // seeds // 4, 1) * 4
         self._critics: dict[tuple[int, float], OfflineTraining] = {}
+
+    @cached_property
+    def table(self) -> ReplayTable:
+        """The dataset, and rings full of its rows in the place of imagined ones."""
+        lanes = self.sizes.lanes
+        table = ReplayTable(self.data, lanes * LENGTH * RETAIN, len(self.seeds), self.device)
+        for begin in range(0, table.capacity, lanes):
+            index = torch.arange(begin, begin + lanes, device=self.device) % self.sizes.rows
+            rows = table.rows[index]
+            rows[:, table.used - 1] = 0.0  # not real
+            keep = torch.ones((len(self.seeds), lanes), dtype=torch.bool, device=self.device)
+            table.write(rows.expand(len(self.seeds), *rows.shape), keep)
+        return table
+
+    @cached_property
+    def model(self) -> GaussianEnsemble:
+        """Fitted for two epochs: an untrained one leaves the data at once."""
+        model = self.ensemble(max_epochs=2)
+        model.fit(self.short)
+        return model
+
+    @cached_property
+    def learner(self) -> SAC:
+        return SAC(OBS, ACTION, self.seeds, precision=self.precision, device=self.device)
+
+    @cached_property
+    def training(self) -> OfflineTraining:
+        """The MOPO run of W1 and W5."""
+        return self.run(self.learner, REAL_RATIO, "mopo")
+
+    def ensemble(self, max_epochs: int) -> GaussianEnsemble:
+        return GaussianEnsemble(
+            OBS, ACTION, self.seeds, max_epochs=max_epochs, precision=self.precision, device=self.device
+        )
 
     def imagination(self, members: str = "all") -> Imagination:
         model = self.model if members == "all" else self.model.elite_view()
-        filters = FilterChain(clip=Clip(self.data), terminate=Terminate(hopper), penalise=Penalise(max_aleatoric, 2.5))
-        return Imagination(model, PolicyActions(), RandomElite(), filters, LENGTH, chunk=1000)
+        penalise = Penalise(max_aleatoric, PENALTY)
+        filters = FilterChain(clip=Clip(self.data), terminate=Terminate(hopper), penalise=penalise)
+        chunk = 1000 if self.device.type == "cpu" else self.sizes.lanes
+        return Imagination(model, PolicyActions(), RandomElite(), filters, LENGTH, chunk)
 
     def run(self, learner: SAC, real_ratio: float, name: str) -> OfflineTraining:
         """A run whose logger is on; every block goes on where the last one ended."""
-        often = {"log_every": 200, "evaluate_every": 10**6, "rollout_every": 10**6}
+        often = {"log_every": 200, "evaluate_every": 10**6, "rollout_every": 10**7}
         folder = self.folder / name
         folder.mkdir()
+        unused: Any = None
         return OfflineTraining(
             learner=learner,
             table=self.table,
-            imagination=self.imagination(),
-            schedule=Schedule(10**7, rollout_lanes=LANES, real_ratio=real_ratio, **often),
-            logger=RunLogger(folder, seeds=SEEDS, total_updates=10**7, console=Console(quiet=True)),
+            imagination=unused,
+            schedule=Schedule(10**7, batch_size=BATCH, real_ratio=real_ratio, **often),
+            logger=RunLogger(folder, seeds=self.seeds, total_updates=10**7, console=Console(quiet=True)),
             evaluate=lambda step: {},
             save=lambda step, state: save_checkpoint(folder / "checkpoints", step, state),
-            choice=choose(MODE, torch.device("cpu"), 10**7, (200,)),  # type: ignore[arg-type]
+            choice=choose(self.mode, self.device, 10**7, (200,)),
+            step=200,  # past update 0, before which it would imagine: that is W3
         )
 
-    @property
-    def training(self) -> OfflineTraining:
-        """The MOPO run of W1 and W5, its ring filled."""
-        if self._training is None:
-            self._training = self.run(SAC(OBS, ACTION, SEEDS), 0.05, "mopo")
-            self.fill()
-        return self._training
-
-    def fill(self, members: str = "all", lanes: int = LANES) -> int:
-        learner = self._training.learner if self._training else SAC(OBS, ACTION, SEEDS)
-        sources = [generator(seed, "bench", time.perf_counter_ns()) for seed in SEEDS]
-        kept = self.imagination(members).fill(self.table, lanes, learner.sample, sources)["kept"]
-        return int(float(kept.sum()) * lanes * LENGTH)
-
-    def w1(self, count: int | None = None) -> int:
-        """`count` updates through the loop, with log rows on the way."""
-        count = count or self.updates
-        self.training.run(until=self.training.step + count)
-        return count * len(SEEDS)
-
-    def w2(self) -> int:
-        model = GaussianEnsemble(OBS, ACTION, SEEDS, max_epochs=1)
-        model.fit(self.short)
-        return (len(self.short.reward) - 1000) * len(SEEDS)
-
-    def w4(self, critics: int, diversity: float, count: int) -> int:
-        """`count` updates of an ensemble of critics on real rows alone."""
-        if (critics, diversity) not in self._critics:
-            terms = [Diversity(diversity)] if diversity else []
+    def critics(self, count: int, diversity: float) -> OfflineTraining:
+        """A run of an ensemble of critics on real rows alone: SAC-N, and EDAC with diversity."""
+        if (count, diversity) not in self._critics:
             learner = SAC(
-                OBS, ACTION, SEEDS, critics=critics, hidden=(256,) * 3, actor_learning_rate=3e-4,
-                cosine_actor=False, max_temperature=None, regularisers=terms,
+                OBS, ACTION, self.seeds, critics=count, hidden=(256,) * 3, actor_learning_rate=3e-4, cosine_actor=False,
+                max_temperature=None, regularisers=[Diversity(diversity)] if diversity else [],
+                precision=self.precision, device=self.device,
             )  # fmt: skip
-            self._critics[critics, diversity] = self.run(learner, 1.0, f"critics-{critics}-{diversity}")
-        run = self._critics[critics, diversity]
+            self._critics[count, diversity] = self.run(learner, 1.0, f"critics-{count}-{diversity}")
+        return self._critics[count, diversity]
+
+    def update(self, run: OfflineTraining, count: int) -> int:
+        """`count` updates through the loop, with log rows on the way."""
         run.run(until=run.step + count)
-        return count * len(SEEDS)
+        return count * len(self.seeds)
 
-    def w5(self) -> int:
-        _ = self.training
-        self.fill()
-        self.w1(1000)
-        return 1
+    def fit(self) -> int:
+        self.ensemble(max_epochs=1).fit(self.short)
+        return (self.sizes.fit - self.held_out) * len(self.seeds)
+
+    def imagine(self, members: str = "all", lanes: int | None = None) -> int:
+        lanes = lanes or self.sizes.lanes
+        sources = [generator(seed, "bench", time.perf_counter_ns(), device=self.device) for seed in self.seeds]
+        kept = self.imagination(members).fill(self.table, lanes, self.learner.sample, sources)["kept"]
+        return round(float(kept.sum()) * lanes * LENGTH)
+
+    def epoch(self) -> int:
+        self.imagine()
+        self.update(self.training, self.sizes.epoch)
+        return len(self.seeds)
+
+    def trace(self, updates: int = 52) -> dict[str, Any]:
+        """Updates through the loop, no log row among them, under a profiler.
+
+        Returns `units`; `kernels` per update, 0 on a CPU; `synchronisations`: what made the host wait for the device,
+        or read a number from it, by name, with counts; `offenders`: the lines of Python that did, as far as torch knows
+        (a captured graph is launched and not looked into).
+        """
+        run = self.training
+        self.update(run, WARM_UP)
+        self.update(run, -run.step % 200)  # log rows are read on the host: up to one, and no further
+        cuda = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+        with warnings.catch_warnings(record=True) as caught, profile(activities=activities) as profiler:
+            warnings.simplefilter("always")
+            if cuda:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with record_function("inner loop"):
+                    self.update(run, updates)
+            finally:
+                if cuda:
+                    torch.cuda.set_sync_debug_mode("default")
+                    torch.cuda.synchronize()
+        events = profiler.events() or []
+        loop = next(e.time_range for e in events if e.name == "inner loop")
+        on_host = [e for e in events if loop.start <= e.time_range.start < loop.end and not on_device(e)]
+        waits = Counter(e.name for e in on_host if any(word in e.name for word in WAITS))
+        kernels = sum(on_device(e) and not e.is_user_annotation and not e.name.startswith("Mem") for e in events)
+        offenders = Counter(f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+        return {
+            "units": updates * len(self.seeds),
+            "kernels": kernels / updates,
+            "synchronisations": dict(waits),
+            "offenders": dict(offenders),
+        }
 
 
-def blocks(bench: Bench) -> dict[str, Callable[[], int]]:
-    """Name -> function that does the work and returns the number of units."""
+WAITS = ("Synchronize", "aten::item", "aten::_local_scalar_dense", "aten::nonzero")
+
+
+def on_device(event: Any) -> bool:
+    """Whether a profiler's event ran on the GPU."""
+    return bool(event.device_type == DeviceType.CUDA)
+
+
+def products(size: int, device: torch.device) -> dict[str, Block]:
+    """Square float32 products of the machine: the yardstick of every round. Units: GFLOP."""
+    a, out = torch.rand(size, size, device=device), torch.empty(size, size, device=device)
+    blocks = {"GEMM-torch": lambda: torch.mm(a, a, out=out)}
+    if device.type == "cpu":
+        x, y = a.numpy(), out.numpy()
+        blocks["GEMM-numpy"] = lambda: np.matmul(x, x, out=y)
+
+    def repeat(product: Callable[[], object], times: int = 20) -> float:
+        for _ in range(times):
+            product()
+        return times * 2 * size**3 / 1e9
+
+    return {name: Block(lambda product=product: {"units": repeat(product)}) for name, product in blocks.items()}  # type: ignore[misc]
+
+
+def blocks(bench: Bench) -> dict[str, Block]:
+    """Name -> work."""
+    sizes = bench.sizes
+
+    def ensemble(count: int, diversity: float, updates: int) -> Block:
+        return Block(
+            lambda: bench.update(bench.critics(count, diversity), updates), lambda: bench.critics(count, diversity)
+        )
+
+    def rollouts(members: str = "all", lanes: int | None = None) -> Block:
+        return Block(lambda: bench.imagine(members, lanes), lambda: (bench.model, bench.learner, bench.table))
+
     return {
-        "W1": bench.w1,
-        "W2": bench.w2,
-        "W3": bench.fill,
-        "W3e": lambda: bench.fill("elites"),
-        "W3s": lambda: bench.fill(lanes=10_000),
-        "W4-EDAC-10": lambda: bench.w4(10, 1.0, 40),
-        "W4-SACN-10": lambda: bench.w4(10, 0.0, 40),
-        "W4-EDAC-50": lambda: bench.w4(50, 1.0, 8),
-        "W5": bench.w5,
+        "W1": Block(lambda: bench.update(bench.training, bench.updates), lambda: bench.training),
+        "W2": Block(bench.fit),
+        "W3": rollouts(),
+        "W3e": rollouts("elites"),
+        "W3s": rollouts(lanes=sizes.lanes // 5),
+        "W4-EDAC-10": ensemble(10, 1.0, sizes.ensemble_updates),
+        "W4-SACN-10": ensemble(10, 0.0, sizes.ensemble_updates),
+        "W4-EDAC-50": ensemble(50, 1.0, sizes.ensemble_updates // 5),
+        "W5": Block(bench.epoch, lambda: (bench.model, bench.training)),
+        "trace": Block(bench.trace, lambda: bench.training),
+        **products(sizes.product, bench.device),
     }
 
 
-def serve(work: dict[str, Callable[[], int]]) -> None:
-    """Answer each request line with one JSON line: units, CPU and wall seconds, system seconds."""
+def serve(work: dict[str, Block], device: torch.device) -> None:
+    """Answer each request line with one JSON line.
+
+    Its fields: units; cpu, wall and sys(tem) seconds; children, CPU seconds of processes that were waited for
+    (compilers); nivcsw, how often another process took the core; on a GPU also device, seconds between two events on
+    its stream, and device_mb, the peak of allocated memory.
+    """
+    cuda = device.type == "cuda"
     print(json.dumps({"ready": sorted(work)}), flush=True)
     for line in sys.stdin:
         name = line.strip()
         if name in ("", "quit"):
             break
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        work[name].prepare()
+        gc.collect()
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+        before, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         cpu, wall = time.process_time(), time.perf_counter()
-        units = work[name]()
+        done = work[name].run()
+        if cuda:
+            end.record()
+            torch.cuda.synchronize()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        answer = {"name": name, "units": units, "cpu": cpu, "wall": wall, "sys": after.ru_stime - before.ru_stime}
-        print(json.dumps({**answer, "nivcsw": after.ru_nivcsw - before.ru_nivcsw}), flush=True)
+        after, waited = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        answer = {
+            "name": name,
+            "cpu": cpu,
+            "wall": wall,
+            "sys": after.ru_stime - before.ru_stime,
+            "children": waited.ru_utime + waited.ru_stime - children.ru_utime - children.ru_stime,
+            "nivcsw": after.ru_nivcsw - before.ru_nivcsw,
+            **(done if isinstance(done, dict) else {"units": done}),
+        }
+        if cuda:
+            answer |= {"device": begin.elapsed_time(end) / 1000, "device_mb": torch.cuda.max_memory_allocated() / 2**20}
+        print(json.dumps(answer), flush=True)
+
+
+def settings() -> tuple[torch.device, Sizes]:
+    """Device and sizes from the environment, threads set, denormal numbers flushed as in every run."""
+    torch.set_num_threads(int(os.environ.get("THREADS", "1")))
+    torch.set_flush_denormal(True)
+    return torch.device(os.environ.get("DEVICE", "cpu")), SIZES[os.environ.get("SIZE", "full")]
+
+
+def main() -> None:
+    device, sizes = settings()
+    mode: Any = os.environ.get("MODE", "compile")
+    precision: Any = os.environ.get("PRECISION", "float32")
+    bench = Bench(int(os.environ.get("SEEDS", "1")), mode=mode, precision=precision, device=device, sizes=sizes)
+    serve(blocks(bench), device)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ.get("THREADS", "1")))
-    torch.set_flush_denormal(True)  # as in every run
-    serve(blocks(Bench()))
+    main()

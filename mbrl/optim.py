@@ -43,7 +43,8 @@ class Adam:
             return
         adam(
             self.params,
-            list(grads),
+            # The fused kernel walks through memory: a gradient with other strides would be applied transposed.
+            [grad.contiguous() for grad in grads],
             self.first,
             self.second,
             [],

@@ -36,6 +36,14 @@ def test_the_step_written_out_for_compilers_is_the_same_step() -> None:
     assert written_out.steps[0].item() == fused.steps[0].item() == 50
 
 
+def test_gradients_with_other_strides_are_applied_where_they_belong() -> None:
+    """EDAC's sweep multiplies by transposed weights, and autograd hands their gradients back transposed in memory."""
+    grad = torch.randn(2, 5, 5).transpose(-1, -2)
+    param = torch.zeros(2, 5, 5)
+    Adam([param], 0.1).step([grad])
+    assert torch.equal(param.sign(), -grad.sign())
+
+
 def test_stacked_parameters_step_as_if_alone() -> None:
     together, alone = torch.randn(3, 4), torch.empty(4)
     alone.copy_(together[1])
