@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from mbrl.score import baselines, fitting, residual, rows
+from mbrl.score import baselines, fitting, ranking, residual, rows
 
-CODE: tuple[ModuleType, ...] = (baselines, residual, fitting, rows)
+CODE: tuple[ModuleType, ...] = (baselines, residual, ranking, fitting, rows)
 """What a fitted score depends on, beside what a fitted model does; see `mbrl.dynamics.store`."""

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbrl.capture import gradients
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.nets import Params, generator, init_mlp, mlp
-from mbrl.optim import Adam, copy_tensors
+from mbrl.optim import copy_tensors
 from mbrl.score.baselines import distance
-from mbrl.score.fitting import ScoreReport, cosine, draw, run_steps
-from mbrl.score.rows import EnsembleRows, root_mean_square
-from mbrl.types import Metrics, Prediction, StateDict, Transition
+from mbrl.score.fitting import Loss, ScoreReport, draw, train_network
+from mbrl.score.rows import EnsembleRows, at_rows, root_mean_square
+from mbrl.types import Prediction, StateDict, Transition
 
 
 class ResidualScore:
@@ -43,7 +42,6 @@ class ResidualScore:
         device: where everything lives.
     """
 
-    REPORT_EVERY = 100  # steps between reports
     NEAREST = 1e-8  # distances below count as this one, so that the score is finite
 
     def __init__(
@@ -109,32 +107,16 @@ class ResidualScore:
         self.scale.copy_(rows.delta_std())
         self.input_mean.copy_(model.input_mean.squeeze(1))
         self.input_std.copy_(model.input_std.squeeze(1))
-        optimiser = Adam(self.params, self.learning_rate)
-        first = 0
-        if resume is not None:
-            first = int(resume["step"])
-            copy_tensors(self.params, resume["params"])
-            optimiser.load_state_dict(resume["optimiser"])
-        done = first
 
-        def state() -> StateDict:
-            return {"step": done, "params": self.params, "optimiser": optimiser.state_dict()}
-
-        def step(number: int) -> Metrics:
-            nonlocal done
-            sources = [generator(seed, "score", "residual", number, device=self.device) for seed in self.seeds]
+        def loss_on(sources: Sequence[torch.Generator]) -> Loss:
             position = draw(self.batch_size, residual.shape[-2], sources)
             obs, action, _ = rows.at(position)
-            target = residual.gather(-2, position.unsqueeze(-1).expand(-1, -1, residual.shape[-1])) / self.rho
-            inputs = self._inputs(obs, action)
-            grads, loss = gradients(lambda params: self.loss(params, inputs, target), self.params)
-            optimiser.step(grads, cosine(number, self.steps, 0.02, self.device))
-            done = number + 1
-            return {"loss": loss}
+            inputs, target = self._inputs(obs, action), at_rows(residual, position) / self.rho
+            return lambda params: self.loss(params, inputs, target)
 
-        run_steps(
-            step, state, first=first, total=self.steps, every=self.REPORT_EVERY,
-            on_progress=on_progress, should_stop=should_stop,
+        train_network(
+            self.params, loss_on, purpose="residual", seeds=self.seeds, learning_rate=self.learning_rate,
+            steps=self.steps, on_progress=on_progress, should_stop=should_stop, resume=resume,
         )  # fmt: skip
 
     def loss(self, params: Params, inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,26 @@ class EnsembleRows:
         return torch.stack([scaler(self.delta.index_select(0, row))[1] for row in self.row]).unsqueeze(-2)
 
     @torch.no_grad()
+    def out_of_bag_samples(self, model: GaussianEnsemble, position: Tensor, uniform: Tensor, noise: Tensor) -> Tensor:
+        """Next observations that members make up who have not seen the row.
+
+        Args:
+            model: the ensemble.
+            position: (S, B) below T.
+            uniform: (S, K, B) in [0, 1), chooses the member.
+            noise: (S, K, B, O) standard normal.
+
+        Returns:
+            (S, K, B, O).
+        """
+        obs, action, _ = self.at(position)
+        mean, std = (x[..., :-1] for x in model.predict(obs, action))  # (S, E, B, O)
+        count = torch.take_along_dim(self.unseen, position.unsqueeze(-2), -1).cumsum(-2)  # (S, E, B)
+        wanted = (uniform * count[:, -1:]).long() + 1
+        member = (count.unsqueeze(-3) < wanted.unsqueeze(-2)).sum(-2)[..., None]  # (S, K, B, 1)
+        return torch.take_along_dim(mean, member, -3) + torch.take_along_dim(std, member, -3) * noise
+
+    @torch.no_grad()
     def out_of_bag_residual(self, model: GaussianEnsemble, should_stop: Callable[[], bool]) -> Tensor:
         """Next observation minus the average of the members that have not seen the row: (S, T, O).
 
@@ -79,6 +99,11 @@ class EnsembleRows:
             weight = self.unseen[..., chunk, None].to(means.dtype)
             parts.append(obs + self.delta[row] - (weight * means).sum(-3) / weight.sum(-3))
         return torch.cat(parts, -2)
+
+
+def at_rows(table: Tensor, position: Tensor) -> Tensor:
+    """Rows of a table (S, T, D) at positions (S, B): (S, B, D)."""
+    return torch.take_along_dim(table, position.unsqueeze(-1), -2)
 
 
 def root_mean_square(residual: Tensor) -> Tensor:
