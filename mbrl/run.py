@@ -292,7 +292,7 @@ class Run:
                     root=Path(cfg.store).expanduser(),
                     scratch=self.run.path / "dynamics",
                     save_seconds=self.schedule.checkpoint_seconds,
-                    on_epoch=lambda report: show_fit(bar, report),
+                    on_progress=lambda report: show_fit(bar, report),
                     should_stop=lambda: stop.requested,
                 )
             except FitInterrupted:
@@ -330,7 +330,7 @@ class Run:
             epochs = net.epochs(len(rows.reward))
             with self.logger.progress("fitting a squared-error net to compare with", total=epochs) as bar:
                 try:
-                    net.fit(rows, on_epoch=lambda report: show_fit(bar, report), should_stop=lambda: stop.requested)
+                    net.fit(rows, on_progress=lambda report: show_fit(bar, report), should_stop=lambda: stop.requested)
                 except FitStopped:
                     return False
             error = measure(net).mean_error

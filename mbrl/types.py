@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from mbrl.nets import CriticPass
@@ -55,6 +56,11 @@ class Prediction(NamedTuple):
     mean: Tensor  # (*, E, N, O+1)
     std: Tensor  # (*, E, N, O+1)
 
+    def of(self, members: Tensor) -> Prediction:
+        """What only `members` (*, k) say: mean and std (*, k, N, O+1)."""
+        index = members[..., None, None]
+        return Prediction(torch.take_along_dim(self.mean, index, -3), torch.take_along_dim(self.std, index, -3))
+
 
 class Imagined(NamedTuple):
     """One imagined step of N lanes. The width never shrinks: dead lanes compute and are masked."""
@@ -87,6 +93,18 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place; raise `ValueError` if a shape does not fit."""
+        ...
+
+
+@runtime_checkable
+class Fittable(Stateful, Protocol):
+    """What is fitted once and kept in the store: every tensor of its state has a leading seed axis."""
+
+    seeds: tuple[int, ...]
+
+    @property
+    def fit(self) -> Callable[..., None]:
+        """`fit(*inputs, on_progress=None, should_stop=..., resume=None)`; see `mbrl.dynamics.store`."""
         ...
 
 
@@ -154,6 +172,15 @@ class Score(Protocol):
         Returns:
             (S, K, N); comparable within one lane always, across lanes as far as the score says so.
         """
+        ...
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """A score that knows by how much the model is wrong, and can say what it would believe itself."""
+
+    def correct(self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor) -> Tensor:
+        """The corrected mean of the elites' next observations: shapes as in `Score`, returns (S, N, O)."""
         ...
 
 

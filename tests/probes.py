@@ -124,3 +124,10 @@ class Counter:
         next_obs = (obs + action).unsqueeze(-3) + step
         mean = torch.cat([next_obs, obs[..., :1].unsqueeze(-3).expand_as(next_obs)], -1)
         return Prediction(mean, torch.full_like(mean, self.noise))
+
+
+def kinked_data(rows: int, seed: int = 0) -> Transition:
+    """A smooth system with a sudden, strong push where the first observation is above 1: like a contact."""
+    data = random_data(rows, seed=seed)
+    push = torch.where(data.obs[:, :1] > 1.0, 2.0 * torch.sign(data.obs), torch.zeros_like(data.obs))
+    return data._replace(next_obs=data.next_obs + push)

@@ -24,7 +24,7 @@ from mbrl.types import Metrics, Prediction, StateDict, Transition
 
 @dataclass(frozen=True)
 class FitReport:
-    """What is known after an epoch of fitting; handed to the caller's `on_epoch`."""
+    """What is known after an epoch of fitting; handed to the caller's `on_progress`."""
 
     epoch: int  # epochs done, from 1
     holdout: Tensor  # (S, E) mean squared error of the mean on held-out rows, this epoch, in the units of the targets
@@ -32,6 +32,11 @@ class FitReport:
     active: Tensor  # (S,) bool: this seed is still training
     train_loss: Tensor  # (S,) mean of the epoch's loss, per member
     state: Callable[[], StateDict]  # everything needed to go on from here
+
+    @property
+    def done(self) -> int:
+        """Epochs done, by the name that the store asks for."""
+        return self.epoch
 
 
 class FitStopped(Exception):
@@ -246,7 +251,7 @@ class GaussianEnsemble:
         self,
         data: Transition,
         *,
-        on_epoch: Callable[[FitReport], None] | None = None,
+        on_progress: Callable[[FitReport], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
         mode: Literal["eager", "compile", "graph"] = "eager",
@@ -255,7 +260,7 @@ class GaussianEnsemble:
 
         Args:
             data: rows (N, .), shared by all seeds; each seed holds out its own rows.
-            on_epoch: called after every epoch; whatever it raises ends the fit.
+            on_progress: called after every epoch; whatever it raises ends the fit.
             should_stop: asked before every batch.
             resume: a `FitReport.state()` of an interrupted fit with the same data and settings; the result is bitwise
                 that of an uninterrupted one, because row orders are functions of (seed, epoch) alone.
@@ -324,8 +329,8 @@ class GaussianEnsemble:
             stale = torch.where(better.any(-1), torch.zeros_like(stale), stale + 1)
             if self.patience is not None:
                 active = active & (stale < self.patience)
-            if on_epoch is not None:
-                on_epoch(FitReport(epoch, holdout, best, active, train_loss, state))
+            if on_progress is not None:
+                on_progress(FitReport(epoch, holdout, best, active, train_loss, state))
 
         copy_tensors(self.params, best_params)
         copy_tensors([self.max_logvar, self.min_logvar], final_bounds)

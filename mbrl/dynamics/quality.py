@@ -123,9 +123,7 @@ def row_error(difference: Tensor, scale: Tensor) -> Tensor:
 
 def elite_prediction(model: DynamicsModel, obs: Tensor, action: Tensor) -> Prediction:
     """Of the elites alone: obs (S, N, O), action (S, N, A) -> (S, K, N, D)."""
-    prediction = model.predict(obs, action)
-    seed = torch.arange(len(model.elites), device=model.elites.device).unsqueeze(-1)
-    return Prediction(prediction.mean[seed, model.elites], prediction.std[seed, model.elites])
+    return model.predict(obs, action).of(model.elites)
 
 
 def mixture(prediction: Prediction) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Fit a dynamics model once: the store keeps fitted models by the hash of data, settings, code and seed.
+"""Fit a dynamics model or a score once: the store keeps what is fitted by the hash of data, settings, code and seed.
 
-    <root>/<key>/seed_<n>/step_<epochs>.pt
+    <root>/<key>/seed_<n>/step_0.pt
 
 One file a seed, so that a run of five stacked seeds and five runs of one share what they can. A fit that is interrupted
-leaves its state in the run's own folder and goes on from the last saved epoch.
+leaves its state in the run's own folder and goes on from there.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mbrl import capture, nets, optim
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
-from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
-from mbrl.types import StateDict, Transition
+from mbrl.dynamics.ensemble import FitStopped
+from mbrl.types import Fittable, StateDict
 
 CODE: tuple[ModuleType, ...] = (ensemble, nets, optim, capture)
 
 
 def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[ModuleType, ...] = CODE) -> str:
-    """Hex key of what a fitted model depends on, but the seed: data, settings, source of the fitting code."""
+    """Hex key of what a fitted part depends on, but the seed: data, settings, source of the fitting code."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(dataset_hash.encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -39,29 +39,42 @@ def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[Module
     return digest.hexdigest()
 
 
+class Report(Protocol):
+    """What a fit tells of its progress; it has more, for those who know which fit it is."""
+
+    @property
+    def done(self) -> int:
+        """Epochs or steps done."""
+        ...
+
+    @property
+    def state(self) -> Callable[[], StateDict]:
+        """Everything needed to go on from here."""
+        ...
+
+
 def fit_or_load(
-    model: GaussianEnsemble,
-    data: Transition,
-    *,
+    part: Fittable,
+    *inputs: Any,
     key: str,
     root: Path,
     scratch: Path,
     save_seconds: float = 30.0,
-    on_epoch: Callable[[FitReport], None] | None = None,
+    on_progress: Callable[[Any], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Make `model` a fitted one: from this run's own folder, else from the store, else by fitting.
+    """Make `part` a fitted one: from this run's own folder, else from the store, else by fitting.
 
     Args:
-        model: an unfitted ensemble; changed in place.
-        data: rows (N, .).
+        part: an unfitted model or score; changed in place.
+        inputs: of its `fit`: data (N, .) for an ensemble, data and fitted ensemble for a score.
         key: of `store_key`.
         root: the store.
-        scratch: folder of this run, for the state of an unfinished fit and the finished model. It comes first, so that
+        scratch: folder of this run, for the state of an unfinished fit and the finished part. It comes first, so that
             a resumed run never depends on what other runs have put into the store since.
         save_seconds: how often the state of an unfinished fit is written.
-        on_epoch: called after every epoch.
-        should_stop: asked before every batch; when true, the state of the last epoch is written and `FitInterrupted`
+        on_progress: called with every report of the fit.
+        should_stop: asked between the reports; when true, the state of the last one is written and `FitInterrupted`
             raised.
 
     Returns:
@@ -69,43 +82,44 @@ def fit_or_load(
     """
     own = _load(scratch / "model")
     if own is not None:
-        model.load_state_dict(own)
+        part.load_state_dict(own)
         return "run"
     begun = _load(scratch / "unfinished")
     if begun is not None and begun.get("key") != key:
         begun = None  # a fit of other settings or code is no beginning of this one
     if begun is None:
-        states = [_load(root / key / f"seed_{seed}") for seed in model.seeds]
+        states = [_load(root / key / f"seed_{seed}") for seed in part.seeds]
         found = [state for state in states if state is not None]
         if len(found) == len(states):
-            model.load_state_dict({name: torch.cat([state[name] for state in found]) for name in found[0]})
-            save_checkpoint(scratch / "model", 0, model.state_dict(), keep=1)
+            part.load_state_dict({name: torch.cat([state[name] for state in found]) for name in found[0]})
+            save_checkpoint(scratch / "model", 0, part.state_dict(), keep=1)
             return "store"
 
     last_save = time.monotonic()
-    last: tuple[int, StateDict] | None = None  # a stop comes within an epoch, and the state is changed in place
+    last: tuple[int, StateDict] | None = None  # a stop comes between reports, and the state is changed in place
 
-    def save(epoch: int, state: StateDict) -> None:
-        save_checkpoint(scratch / "unfinished", epoch, {"key": key, "fit": state})
+    def save(done: int, state: StateDict) -> None:
+        save_checkpoint(scratch / "unfinished", done, {"key": key, "fit": state})
 
-    def after_epoch(report: FitReport) -> None:
+    def after_report(report: Report) -> None:
         nonlocal last_save, last
-        last = report.epoch, copy.deepcopy(report.state())
+        last = report.done, copy.deepcopy(report.state())
         if time.monotonic() - last_save >= save_seconds:
             save(*last)
             last_save = time.monotonic()
-        if on_epoch is not None:
-            on_epoch(report)
+        if on_progress is not None:
+            on_progress(report)
 
+    resume = None if begun is None else begun["fit"]
     try:
-        model.fit(data, on_epoch=after_epoch, should_stop=should_stop, resume=None if begun is None else begun["fit"])
+        part.fit(*inputs, on_progress=after_report, should_stop=should_stop, resume=resume)
     except FitStopped:
         if last is not None:
             save(*last)
-        raise FitInterrupted("the fit was asked to stop; its last whole epoch is saved") from None
-    state = model.state_dict()
+        raise FitInterrupted("the fit was asked to stop; its last report is saved") from None
+    state = part.state_dict()
     save_checkpoint(scratch / "model", 0, state, keep=1)
-    for i, seed in enumerate(model.seeds):
+    for i, seed in enumerate(part.seeds):
         one = {name: tensor[i : i + 1].clone() for name, tensor in state.items()}
         save_checkpoint(root / key / f"seed_{seed}", 0, one, keep=1)
     for left in (scratch / "unfinished").glob("step_*.pt"):
@@ -118,7 +132,7 @@ class FitInterrupted(Exception):
 
 
 def _load(folder: Path) -> StateDict | None:
-    """A stored model or unfinished fit; None if there is none or it is damaged (it is then made again)."""
+    """A stored part or unfinished fit; None if there is none or it is damaged (it is then made again)."""
     try:
         found = load_latest(folder)
     except CheckpointError:

@@ -214,7 +214,7 @@ def test_fit_is_the_published_loss_written_out() -> None:
     model = small(weight_decay=(0.05, 0.3, 1.0), max_epochs=3)
     expected, top, bottom = written_out(model, data, epochs=3)
     reports: list[StateDict] = []
-    model.fit(data, on_epoch=lambda report: reports.append(copy.deepcopy(report.state())))
+    model.fit(data, on_progress=lambda report: reports.append(copy.deepcopy(report.state())))
     *layers, max_logvar, min_logvar = reports[-1]["trained"]
     for ours, reference in zip(layers, expected, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=2e-6)
@@ -407,7 +407,7 @@ def test_a_fit_makes_so_many_updates(limits: dict[str, int], updates: int, epoch
     settings: dict[str, Any] = {"max_epochs": None} | limits
     model, follow = small(**settings), Follow()
     assert model.epochs(400) == epochs  # 320 training rows are 5 batches of 64
-    model.fit(random_data(400), on_epoch=follow)
+    model.fit(random_data(400), on_progress=follow)
     assert [report.epoch for report in follow.reports] == list(range(1, epochs + 1))
     assert {float(steps) for steps in follow.states[-1]["optimiser"]["steps"]} == {updates}
     assert small(max_epochs=None).epochs(400) is None
@@ -448,7 +448,7 @@ class Follow:
 @pytest.mark.parametrize("patience", [1, 5])
 def test_stops_after_exactly_patience_flat_epochs(patience: int) -> None:
     model, follow = small(learning_rate=0.0, max_epochs=None, patience=patience), Follow()
-    model.fit(random_data(200), on_epoch=follow)
+    model.fit(random_data(200), on_progress=follow)
     assert [r.epoch for r in follow.reports] == list(range(1, patience + 2))  # the first one always improves
     assert [bool(r.active) for r in follow.reports] == [True] * patience + [False]
 
@@ -457,7 +457,7 @@ def test_snapshots_are_restored_and_elites_are_the_best() -> None:
     data = random_data(300)
     model = small((0, 2), members=4, elites=2, learning_rate=0.03, max_epochs=None, patience=3)
     follow = Follow()
-    model.fit(data, on_epoch=follow)
+    model.fit(data, on_progress=follow)
     holdout = torch.stack([r.holdout for r in follow.reports])  # (epochs, S, E)
     assert len(holdout) < 200
     restored_earlier = 0
@@ -497,7 +497,7 @@ def test_errors_on_any_scale_count_as_a_first_improvement() -> None:
 def test_a_seed_that_has_stopped_stays_as_it_was() -> None:
     data = random_data(200)
     model, follow = small((0, 1, 2), learning_rate=0.03, max_epochs=None, patience=1), Follow()
-    model.fit(data, on_epoch=follow)
+    model.fit(data, on_progress=follow)
     ends = [next(i for i, r in enumerate(follow.reports) if not r.active[s]) for s in range(3)]
     assert len(set(ends)) > 1  # else this test shows nothing
     for s, end in enumerate(ends):
@@ -556,7 +556,7 @@ def test_interrupted_and_resumed_fit_is_bitwise_the_uninterrupted(stop: int, set
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        small((0, 1), **settings).fit(data, on_epoch=interrupt)
+        small((0, 1), **settings).fit(data, on_progress=interrupt)
     resumed = small((0, 1), **settings)
     resumed.fit(data, resume=saved[0])
     for name, tensor in straight.state_dict().items():

@@ -43,7 +43,9 @@ def test_the_second_run_does_not_fit(tmp_path: Path) -> None:
     first, second = small(0), small(0)
     epochs: list[FitReport] = []
     assert fit_or_load(first, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run1") == "fitted"
-    found = fit_or_load(second, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run2", on_epoch=epochs.append)
+    found = fit_or_load(
+        second, DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run2", on_progress=epochs.append
+    )
     assert found == "store"
     assert epochs == []
     assert same(first, second)
@@ -112,17 +114,17 @@ def test_interrupted_fit_goes_on_bitwise(tmp_path: Path) -> None:
     scratch = tmp_path / "run"
     epochs: list[int] = []
 
-    def on_epoch(report: FitReport) -> None:
+    def on_progress(report: FitReport) -> None:
         epochs.append(report.epoch)
 
     for whole in (2, 3):  # interrupted twice, within the epoch that follows
-        with pytest.raises(FitInterrupted, match="its last whole epoch is saved"):
+        with pytest.raises(FitInterrupted, match="its last report is saved"):
             fit_or_load(
                 small(0, 1, max_epochs=6), DATA, key="k", root=tmp_path / "s", scratch=scratch,
-                on_epoch=on_epoch, should_stop=lambda: len(epochs) >= whole,  # noqa: B023
+                on_progress=on_progress, should_stop=lambda: len(epochs) >= whole,  # noqa: B023
             )  # fmt: skip
     model = small(0, 1, max_epochs=6)
-    found = fit_or_load(model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_epoch=on_epoch)
+    found = fit_or_load(model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_progress=on_progress)
     assert found == "fitted"
     assert epochs == [1, 2, 3, 4, 5, 6]
     assert same(model, straight)
@@ -135,7 +137,7 @@ def interrupt(root: Path, scratch: Path) -> None:
     with pytest.raises(FitInterrupted):
         fit_or_load(
             small(0), DATA, key="k", root=root, scratch=scratch,
-            on_epoch=epochs.append, should_stop=lambda: len(epochs) == 1,
+            on_progress=epochs.append, should_stop=lambda: len(epochs) == 1,
         )  # fmt: skip
     assert len(epochs) == 1
 
@@ -173,7 +175,7 @@ def test_a_damaged_unfinished_fit_begins_anew(tmp_path: Path) -> None:
     straight.fit(DATA)
     with pytest.warns(RuntimeWarning, match="damaged checkpoint"):
         fit_or_load(
-            model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_epoch=lambda r: epochs.append(r.epoch)
+            model, DATA, key="k", root=tmp_path / "s", scratch=scratch, on_progress=lambda r: epochs.append(r.epoch)
         )
     assert epochs == [1, 2, 3, 4]
     assert same(model, straight)
@@ -182,7 +184,7 @@ def test_a_damaged_unfinished_fit_begins_anew(tmp_path: Path) -> None:
 def test_progress_is_saved_on_the_way(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def on_epoch(report: FitReport) -> None:
+    def on_progress(report: FitReport) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = load_latest(tmp_path / "run" / "unfinished")
@@ -190,7 +192,13 @@ def test_progress_is_saved_on_the_way(tmp_path: Path) -> None:
         seen.append(found[0])
 
     fit_or_load(
-        small(0), DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run", save_seconds=0.0, on_epoch=on_epoch
+        small(0),
+        DATA,
+        key="k",
+        root=tmp_path / "s",
+        scratch=tmp_path / "run",
+        save_seconds=0.0,
+        on_progress=on_progress,
     )
     assert seen == [1, 2, 3, 4]
 
@@ -201,6 +209,6 @@ def test_a_fit_of_other_settings_is_no_beginning(key: str, epochs: list[int], tm
     seen: list[int] = []
     fit_or_load(
         small(0), DATA, key=key, root=tmp_path / "s", scratch=tmp_path / "run",
-        on_epoch=lambda report: seen.append(report.epoch),
+        on_progress=lambda report: seen.append(report.epoch),
     )  # fmt: skip
     assert seen == epochs
