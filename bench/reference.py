@@ -278,9 +278,7 @@ class Dynamics(nn.Module):
     def only_elites(self) -> Dynamics:
         """A copy that consists of the elites."""
         small = Dynamics(self.elite_count, self.elite_count).to(self.max_logvar.device)
-        small.load_state_dict(
-            {k: v[self.elites] if k.startswith("net.") else v for k, v in self.state_dict().items()}
-        )
+        small.load_state_dict({k: v[self.elites] if k.startswith("net.") else v for k, v in self.state_dict().items()})
         return small
 
     @torch.no_grad()

@@ -22,6 +22,8 @@ Step = Callable[..., Metrics]
 # A cold compile of four SAC updates costs half a minute of one core and saves some 2 ms an update (LOG.md): it pays
 # from about 15,000 updates on. `auto` waits until the gain is worth the risk of depending on a compiler.
 WORTH_COMPILING = 50_000
+# A dynamics update compiles in ten seconds and saves 1 ms.
+WORTH_COMPILING_A_FIT = 20_000
 
 
 def gradients(
@@ -52,7 +54,9 @@ class Choice:
 EAGER = Choice("eager", 1, "not asked for otherwise")
 
 
-def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[int] = ()) -> Choice:
+def choose(
+    mode: Mode, device: torch.device, updates: int, intervals: Sequence[int] = (), worth: int = WORTH_COMPILING
+) -> Choice:
     """Settle `auto` by device and length of the run.
 
     Args:
@@ -60,6 +64,7 @@ def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[i
         device: where the updates run.
         updates: length of the run.
         intervals: numbers of updates at which something else happens; the updates of one call must divide them.
+        worth: on a CPU, `auto` compiles runs of at least so many updates.
 
     Raises:
         ValueError: `graph` without a CUDA device, or an unknown mode.
@@ -68,7 +73,7 @@ def choose(mode: Mode, device: torch.device, updates: int, intervals: Sequence[i
     if mode == "auto":
         if device.type == "cuda":
             return Choice("graph", steps, "a CUDA device: launches would cost more than the arithmetic")
-        if updates < WORTH_COMPILING:
+        if updates < worth:
             return Choice("eager", 1, f"{updates:,} updates are done before compiling would have paid")
         if not has_compiler():
             return Choice("eager", 1, "no C++ compiler is at hand")

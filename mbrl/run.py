@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from mbrl import compose
-from mbrl.capture import choose
+from mbrl.capture import WORTH_COMPILING_A_FIT, choose
 from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.dynamics import quality
@@ -282,7 +282,10 @@ class Run:
         """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
         cfg, model = self.cfg, self.model
         key = store_key(self.problem.dataset.hash, compose.dynamics_settings(cfg))
-        epochs = model.epochs(len(self.problem.dataset.transitions.reward))
+        rows = len(self.problem.dataset.transitions.reward)
+        epochs = model.epochs(rows)
+        expected = (epochs or 20) * rows // model.batch_size
+        model.mode = choose(cfg.compile, self.device, expected, worth=WORTH_COMPILING_A_FIT).mode
         with self.logger.progress("fitting the dynamics model", total=epochs) as bar:
             try:
                 source = fit_or_load(

@@ -9,7 +9,9 @@ import torch
 
 from mbrl.capture import capture, choose, gradients
 from mbrl.data.ring import ReplayTable
+from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.learn.sac import SAC
+from mbrl.optim import Adam
 from mbrl.train import Draws, OfflineTraining, Schedule
 from mbrl.types import Transition
 
@@ -49,6 +51,29 @@ def test_compiled_updates_equal_eager_ones_after_100_updates():
     eager = run_updates(training(), "eager", 1)
     compiled = run_updates(training(), "compile", 1)
     for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dynamics_update_traces_as_one_full_graph_and_is_the_same_update():
+    """Without the compiler's back end: that one graph would compile for ten seconds."""
+    torch._dynamo.reset()
+    source = torch.Generator().manual_seed(0)
+    table = torch.randn(500, 3 + 2 + 4, generator=source)
+    picks = torch.randint(500, (100, len(SEEDS), 3, 32), generator=source)
+    weights = []
+    for traced in (False, True):
+        model = GaussianEnsemble(3, 2, SEEDS, members=3, elites=2, hidden=(16, 16), loss="beta_nll")
+        trained = [*model.params, model.max_logvar, model.min_logvar]
+        optimiser = Adam(trained, 1e-3)
+
+        def step(index: torch.Tensor, rate: torch.Tensor, model=model, optimiser=optimiser, trained=trained):
+            return model._step(table, index, optimiser, trained, rate)
+
+        run = torch.compile(step, fullgraph=True, dynamic=False, backend="eager") if traced else step
+        for index in picks:
+            run(index, torch.ones(()))
+        weights.append(trained)
+    for a, b in zip(*weights, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -187,6 +187,7 @@ class GaussianEnsemble:
         self.logvar_weight = logvar_weight
         self.dtype = product_dtype(precision)
         self.device = torch.device(device)
+        self.mode: Literal["eager", "compile", "graph"] = "eager"  # how the updates of a fit run, see `mbrl.capture`
 
         layers = len(hidden) + 1
         if weight_decay is None:
@@ -254,7 +255,6 @@ class GaussianEnsemble:
         on_progress: Callable[[FitReport], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
-        mode: Literal["eager", "compile", "graph"] = "eager",
     ) -> None:
         """Minimise `loss` on per-member bootstraps, early stopping per member, elites at the end.
 
@@ -264,7 +264,6 @@ class GaussianEnsemble:
             should_stop: asked before every batch.
             resume: a `FitReport.state()` of an interrupted fit with the same data and settings; the result is bitwise
                 that of an uninterrupted one, because row orders are functions of (seed, epoch) alone.
-            mode: how updates run, see `mbrl.capture.capture`.
 
         Raises:
             ValueError: fewer than 10 rows.
@@ -289,7 +288,7 @@ class GaussianEnsemble:
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
         epoch, epochs = 0, self.epochs(rows)
-        step = capture(lambda index, rate: self._step(table, index, optimiser, trained, rate), mode)
+        step = capture(lambda index, rate: self._step(table, index, optimiser, trained, rate), self.mode)
 
         def state() -> StateDict:
             return {
