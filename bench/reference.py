@@ -100,6 +100,16 @@ class ManyCritics(nn.Module):
 # -- soft actor-critic -------------------------------------------------------------------------------------------------
 
 
+class Rows(NamedTuple):
+    """A minibatch; `terminal` is 0 or 1."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    terminal: Tensor
+
+
 class SoftActorCritic:
     """SAC with a learned temperature; with `diversity`, EDAC.
 
@@ -125,8 +135,8 @@ class SoftActorCritic:
         device: torch.device | str = "cpu",
     ) -> None:
         self.actor = Actor(hidden).to(device)
-        make = TwinCritics(hidden) if critics == 2 else ManyCritics(critics, hidden)
-        self.critics = make.to(device)
+        self.members = critics
+        self.critics = (TwinCritics(hidden) if critics == 2 else ManyCritics(critics, hidden)).to(device)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = torch.zeros(1, requires_grad=True, device=device)
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), actor_learning_rate)
@@ -138,7 +148,7 @@ class SoftActorCritic:
         self.limit_temperature, self.diversity = limit_temperature, diversity
         self.discount, self.target_rate, self.target_entropy = 0.99, 0.005, -float(ACTION)
 
-    def target(self, batch: Transition, noise: Tensor) -> Tensor:
+    def target(self, batch: Rows, noise: Tensor) -> Tensor:
         """Bellman target (B,)."""
         with torch.no_grad():
             action, log_prob = self.actor(batch.next_obs, noise)
@@ -147,22 +157,23 @@ class SoftActorCritic:
             target: Tensor = batch.reward + self.discount * (1.0 - batch.terminal) * value
             return target
 
-    def critic_loss(self, batch: Transition, target: Tensor) -> Tensor:
+    def critic_loss(self, batch: Rows, target: Tensor) -> Tensor:
         """Squared error, summed over critics, and EDAC's penalty."""
         if not self.diversity:
-            return (self.critics(batch.obs, batch.action) - target).square().mean(-1).sum()
-        members = self.target_critics.members
-        obs = batch.obs.unsqueeze(0).repeat(members, 1, 1)
-        action = batch.action.unsqueeze(0).repeat(members, 1, 1).requires_grad_(True)
+            loss: Tensor = (self.critics(batch.obs, batch.action) - target).square().mean(-1).sum()
+            return loss
+        obs = batch.obs.unsqueeze(0).repeat(self.members, 1, 1)
+        action = batch.action.unsqueeze(0).repeat(self.members, 1, 1).requires_grad_(True)
         q = self.critics(obs, action)
         (gradient,) = torch.autograd.grad(q.sum(), action, create_graph=True)
         gradient = gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-10)
         similarity = torch.einsum("iba,jba->bij", gradient, gradient)
-        similarity = similarity * (1.0 - torch.eye(members, device=q.device))
-        penalty = similarity.sum((1, 2)).mean() / (members - 1)
-        return (q - target).square().mean(-1).sum() + self.diversity * penalty
+        similarity = similarity * (1.0 - torch.eye(self.members, device=q.device))
+        penalty = similarity.sum((1, 2)).mean() / (self.members - 1)
+        loss = (q - target).square().mean(-1).sum() + self.diversity * penalty
+        return loss
 
-    def update(self, batch: Transition, noise: Tensor) -> dict[str, float]:
+    def update(self, batch: Rows, noise: Tensor) -> dict[str, float]:
         """One step of everything; noise (2, B, A): for the actions here and for those in the next state."""
         critic_loss = self.critic_loss(batch, self.target(batch, noise[1]))
         self.critic_optimiser.zero_grad()
@@ -230,7 +241,7 @@ class Dynamics(nn.Module):
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Negative log-likelihood of targets y (E, B, O+1), bounds' term and weight decay."""
         mean, logvar = self(x)
-        loss = ((mean - y).square() * torch.exp(-logvar) + logvar).mean((1, 2)).sum()
+        loss: Tensor = ((mean - y).square() * torch.exp(-logvar) + logvar).mean((1, 2)).sum()
         loss = loss + 0.01 * self.max_logvar.sum() - 0.01 * self.min_logvar.sum()
         for decay, layer in zip(self.DECAY, self.linears, strict=True):
             loss = loss + 0.5 * decay * layer.weight.square().sum()
@@ -313,16 +324,6 @@ class Buffer:
     def sample(self, count: int) -> list[Tensor]:
         index = torch.randint(self.filled, (count,), device=self.device)
         return [field[index] for field in self.fields]
-
-
-class Rows(NamedTuple):
-    """A minibatch with the names that the losses use."""
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    next_obs: Tensor
-    terminal: Tensor
 
 
 @torch.no_grad()

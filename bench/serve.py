@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mbrl.capture import Mode, choose
@@ -55,7 +55,7 @@ from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
 from mbrl.train import OfflineTraining, Schedule
-from mbrl.types import Transition
+from mbrl.types import StateDict, Transition
 
 OBS, ACTION = 11, 3
 BATCH, REAL_RATIO = 256, 0.05
@@ -103,7 +103,8 @@ def make_data(rows: int, seed: int = 0) -> Transition:
     next_obs = obs + change + 0.001 * r.normal(size=change.shape) * np.r_[0.05, 0.05, np.ones(OBS - 2)]
     reward = 1.0 + obs[:, 5] - 0.001 * (action**2).sum(1)
     tensors = [torch.as_tensor(x, dtype=torch.float32) for x in (obs, action, reward, next_obs)]
-    return Transition(*tensors, torch.as_tensor(r.random(rows) < 0.002), torch.ones(rows, dtype=torch.bool))
+    terminal, real = torch.as_tensor(r.random(rows) < 0.002), torch.ones(rows, dtype=torch.bool)
+    return Transition(tensors[0], tensors[1], tensors[2], tensors[3], terminal, real)
 
 
 class Bench:
@@ -174,6 +175,10 @@ class Bench:
         folder = self.folder / name
         folder.mkdir()
         unused: Any = None
+
+        def save(step: int, state: StateDict) -> None:
+            save_checkpoint(folder / "checkpoints", step, state)
+
         return OfflineTraining(
             learner=learner,
             table=self.table,
@@ -181,7 +186,7 @@ class Bench:
             schedule=Schedule(10**7, batch_size=BATCH, real_ratio=real_ratio, **often),
             logger=RunLogger(folder, seeds=self.seeds, total_updates=10**7, console=Console(quiet=True)),
             evaluate=lambda step: {},
-            save=lambda step, state: save_checkpoint(folder / "checkpoints", step, state),
+            save=save,
             choice=choose(self.mode, self.device, 10**7, (200,)),
             step=200,  # past update 0, before which it would imagine: that is W3
         )
@@ -265,17 +270,20 @@ def on_device(event: Any) -> bool:
 def products(size: int, device: torch.device) -> dict[str, Block]:
     """Square float32 products of the machine: the yardstick of every round. Units: GFLOP."""
     a, out = torch.rand(size, size, device=device), torch.empty(size, size, device=device)
-    blocks = {"GEMM-torch": lambda: torch.mm(a, a, out=out)}
+    kinds: dict[str, Callable[[], object]] = {"GEMM-torch": lambda: torch.mm(a, a, out=out)}
     if device.type == "cpu":
         x, y = a.numpy(), out.numpy()
-        blocks["GEMM-numpy"] = lambda: np.matmul(x, x, out=y)
+        kinds["GEMM-numpy"] = lambda: np.matmul(x, x, out=y)
 
-    def repeat(product: Callable[[], object], times: int = 20) -> float:
-        for _ in range(times):
-            product()
-        return times * 2 * size**3 / 1e9
+    def repeated(product: Callable[[], object], times: int = 20) -> Block:
+        def run() -> dict[str, Any]:
+            for _ in range(times):
+                product()
+            return {"units": times * 2 * size**3 / 1e9}
 
-    return {name: Block(lambda product=product: {"units": repeat(product)}) for name, product in blocks.items()}  # type: ignore[misc]
+        return Block(run)
+
+    return {name: repeated(product) for name, product in kinds.items()}
 
 
 def blocks(bench: Bench) -> dict[str, Block]:
