@@ -164,14 +164,13 @@ class SoftActorCritic:
             return loss
         obs = batch.obs.unsqueeze(0).repeat(self.members, 1, 1)
         action = batch.action.unsqueeze(0).repeat(self.members, 1, 1).requires_grad_(True)
-        q = self.critics(obs, action)
+        q: Tensor = self.critics(obs, action)
         (gradient,) = torch.autograd.grad(q.sum(), action, create_graph=True)
         gradient = gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-10)
         similarity = torch.einsum("iba,jba->bij", gradient, gradient)
         similarity = similarity * (1.0 - torch.eye(self.members, device=q.device))
         penalty = similarity.sum((1, 2)).mean() / (self.members - 1)
-        loss = (q - target).square().mean(-1).sum() + self.diversity * penalty
-        return loss
+        return (q - target).square().mean(-1).sum() + self.diversity * penalty
 
     def update(self, batch: Rows, noise: Tensor) -> dict[str, float]:
         """One step of everything; noise (2, B, A): for the actions here and for those in the next state."""

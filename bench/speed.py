@@ -341,7 +341,8 @@ def extra_seconds(samples: Sequence[Mapping[str, Any]]) -> float | None:
     if not steady or not first:
         return None
     taken: float = first[0]["cpu"] + first[0].get("children", 0.0)
-    return max(taken - first[0]["units"] / median(steady), 0.0)
+    extra: float = taken - first[0]["units"] / median(steady)
+    return max(extra, 0.0)
 
 
 def report(results: Results) -> str:
