@@ -117,16 +117,16 @@ def plan(device: str, size: str, modes: Sequence[str], peers: Sequence[Server], 
 def work(job: Job, rounds: int, deadline: float) -> None:
     """Fill in a job's answers; whatever happens is written down and not raised, but for Ctrl-C."""
     try:
-        job.server.start(min(BLOCK_SECONDS, deadline - time.monotonic()))
-        if job.workload not in job.server.blocks:
-            job.failure = f"not offered; it has {', '.join(sorted(job.server.blocks))}"
-            return
         for turn in range(rounds + 1):
-            left = deadline - time.monotonic()
+            left = min(BLOCK_SECONDS, deadline - time.monotonic())
             if left <= 0:
                 job.failure = f"the time was up after {len(job.answers)} of {rounds} blocks"
                 return
-            answer = job.server.ask(job.workload, min(BLOCK_SECONDS, left))
+            job.server.start(left)
+            if job.workload not in job.server.blocks:
+                job.failure = f"not offered; it has {', '.join(sorted(job.server.blocks))}"
+                return
+            answer = job.server.ask(job.workload, left)
             if turn:
                 job.answers.append(answer)
             else:

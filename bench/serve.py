@@ -59,6 +59,7 @@ from mbrl.types import StateDict, Transition
 OBS, ACTION = 11, 3
 BATCH, REAL_RATIO = 256, 0.05
 LENGTH, RETAIN, PENALTY = 5, 5, 2.5
+LOG_EVERY = 200
 WARM_UP = 20  # updates before a trace: more than the ordinary calls before a CUDA graph is captured
 
 
@@ -170,7 +171,7 @@ class Bench:
 
     def run(self, learner: SAC, real_ratio: float, name: str) -> OfflineTraining:
         """A run whose logger is on; every block goes on where the last one ended."""
-        often = {"log_every": 200, "evaluate_every": 10**6, "rollout_every": 10**7}
+        often = {"log_every": LOG_EVERY, "evaluate_every": 10**6, "rollout_every": 10**7}
         folder = self.folder / name
         folder.mkdir()
         unused: Any = None
@@ -186,8 +187,8 @@ class Bench:
             logger=RunLogger(folder, seeds=self.seeds, total_updates=10**7, console=Console(quiet=True)),
             evaluate=lambda step: {},
             save=save,
-            choice=choose(self.mode, self.device, 10**7, (200,)),
-            step=200,  # past update 0, before which it would imagine: that is W3
+            choice=choose(self.mode, self.device, 10**7, (LOG_EVERY,)),
+            step=LOG_EVERY,  # past update 0, before which it would imagine: that is W3
         )
 
     def critics(self, count: int, diversity: float) -> OfflineTraining:
@@ -230,7 +231,8 @@ class Bench:
         """
         run = self.training
         self.update(run, WARM_UP)
-        self.update(run, -run.step % 200)  # log rows are read on the host: up to one, and no further
+        if run.step % LOG_EVERY + updates >= LOG_EVERY:  # a log row is read on the host: go on past it
+            self.update(run, -run.step % LOG_EVERY)
         cuda = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
         with warnings.catch_warnings(record=True) as caught, profile(activities=activities) as profiler:

@@ -1,7 +1,7 @@
 """How fast this framework is beside a frozen plain-PyTorch reference, and beside any peer, on one core.
 
-    python bench/speed.py                            everything, 5 rounds: about 50 minutes on a quiet core
-    python bench/speed.py --quick                    one round of the cheap workloads: about 3 minutes
+    python bench/speed.py                            everything, 5 rounds: about an hour on a quiet core
+    python bench/speed.py --quick                    one round of the cheap workloads: 2 to 8 minutes
     python bench/speed.py --only W1,W2 --rounds 2
     python bench/speed.py --peer "NAME=COMMAND"      a peer's server, see docs/speed.md; may be repeated
 
@@ -168,6 +168,7 @@ class Server:
         process = self._process
         assert process is not None
         assert process.stdout is not None
+        began = time.monotonic()
         timer = threading.Timer(timeout, process.kill) if timeout is not None else None
         if timer is not None:
             timer.start()
@@ -181,9 +182,9 @@ class Server:
         process.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        late = timer is not None and process.returncode == -9
         self._process = None
-        said = f"ended after {timeout:.0f} s without an answer" if late else f"exit status {process.returncode}"
+        late = timeout is not None and time.monotonic() - began >= timeout
+        said = f"no answer within {timeout:.3g} s" if late else f"exit status {process.returncode}"
         raise ServerDied(f"{said}: {lines[-1]}" if lines else said)
 
     def stop(self) -> None:
