@@ -1,6 +1,6 @@
 """How fast this framework is beside a frozen plain-PyTorch reference, and beside any peer, on one core.
 
-    python bench/speed.py                            everything, 5 rounds: about an hour on a quiet core
+    python bench/speed.py                            everything, 5 rounds: about half an hour on a quiet core
     python bench/speed.py --quick                    one round of the cheap workloads: 2 to 8 minutes
     python bench/speed.py --only W1,W2 --rounds 2
     python bench/speed.py --peer "NAME=COMMAND"      a peer's server, see docs/speed.md; may be repeated
