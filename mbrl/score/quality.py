@@ -55,6 +55,25 @@ def ranking_quality(values: Tensor, errors: Tensor) -> Metrics:
     }
 
 
+def compare(values: Mapping[str, Tensor], errors: Tensor, seeds: Sequence[int]) -> dict[str, Metrics]:
+    """Judge several scores on the same candidates, wherever the truth comes from.
+
+    Args:
+        values: name -> what a score says of the candidates (S, K, N); one is `closest_to_mean`.
+        errors: of the candidates (S, K, N).
+        seeds: of the stack.
+
+    Returns:
+        name -> what `ranking_quality` says, and `low` and `high`: the interval of `paired_interval` against
+        `closest_to_mean`. A score whose interval is not below 0 has no value as a filter.
+    """
+    result = {}
+    for name, value in values.items():
+        low, high = paired_interval(value, values["closest_to_mean"], errors, seeds)
+        result[name] = ranking_quality(value, errors) | {"low": low, "high": high}
+    return result
+
+
 def chosen(values: Tensor, errors: Tensor) -> Tensor:
     """Error of the candidate with the highest score: values and errors (S, K, N) -> (S, N)."""
     return errors.gather(-2, values.argmax(-2, keepdim=True)).squeeze(-2)
@@ -104,25 +123,6 @@ def paired_interval(
     difference = difference / everyone.unsqueeze(-2).expand(expand).gather(-1, pick).mean(-1)
     low, high = difference.quantile(torch.tensor([0.025, 0.975], device=errors.device), dim=-1)
     return low, high
-
-
-def compare(values: Mapping[str, Tensor], errors: Tensor, seeds: Sequence[int]) -> dict[str, Metrics]:
-    """Judge several scores on the same candidates, wherever the truth comes from.
-
-    Args:
-        values: name -> what a score says of the candidates (S, K, N); one is `closest_to_mean`.
-        errors: of the candidates (S, K, N).
-        seeds: of the stack.
-
-    Returns:
-        name -> what `ranking_quality` says, and `low` and `high`: the interval of `paired_interval` against
-        `closest_to_mean`. A score whose interval is not below 0 has no value as a filter.
-    """
-    result = {}
-    for name, value in values.items():
-        low, high = paired_interval(value, values["closest_to_mean"], errors, seeds)
-        result[name] = ranking_quality(value, errors) | {"low": low, "high": high}
-    return result
 
 
 def draw_candidates(prediction: Prediction, elites: Tensor, noise: Tensor) -> Tensor:
