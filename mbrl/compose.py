@@ -193,6 +193,9 @@ COUNTS = {
     "rollout.length": 1, "rollout.lanes": 1, "rollout.every": 1, "rollout.retain": 1,
     "learner.critics": 1, "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
     "dynamics.patience": 1, "dynamics.max_epochs": 1, "dynamics.max_steps": 1, "horizon": 1,
+    "score.steps": 1, "score.batch_size": 1, "score.samples": 2, "score.pretraining_steps": 0, "score.iterations": 1,
+    "score.starts": 1, "score.horizon": 1, "score.replay": 1, "score.discriminator_steps": 1, "score.warm_up": 0,
+    "score.snapshot_every": 1, "score.history": 1, "score.interval": 1,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
@@ -203,6 +206,9 @@ RANGES = {
     "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
     "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),
     "dynamics.beta": (0.0, 1.0), "dynamics.improvement": (0.0, 1.0),
+    "score.learning_rate": (0.0, math.inf), "score.generator_learning_rate": (0.0, math.inf),
+    "score.regression_weight": (0.0, math.inf), "score.gradient_penalty": (0.0, math.inf),
+    "score.entropy": (0.0, math.inf), "score.likelihood": (0.0, math.inf), "score.d_clip": (0.0, 1.0),
 }  # fmt: skip
 """Keys that measure something, and the least and most they may be."""
 

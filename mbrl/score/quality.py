@@ -55,6 +55,25 @@ def ranking_quality(values: Tensor, errors: Tensor) -> Metrics:
     }
 
 
+def compare(values: Mapping[str, Tensor], errors: Tensor, seeds: Sequence[int]) -> dict[str, Metrics]:
+    """Judge several scores on the same candidates, wherever the truth comes from.
+
+    Args:
+        values: name -> what a score says of the candidates (S, K, N); one is `closest_to_mean`.
+        errors: of the candidates (S, K, N).
+        seeds: of the stack.
+
+    Returns:
+        name -> what `ranking_quality` says, and `low` and `high`: the interval of `paired_interval` against
+        `closest_to_mean`. A score whose interval is not below 0 has no value as a filter.
+    """
+    result = {}
+    for name, value in values.items():
+        low, high = paired_interval(value, values["closest_to_mean"], errors, seeds)
+        result[name] = ranking_quality(value, errors) | {"low": low, "high": high}
+    return result
+
+
 def chosen(values: Tensor, errors: Tensor) -> Tensor:
     """Error of the candidate with the highest score: values and errors (S, K, N) -> (S, N)."""
     return errors.gather(-2, values.argmax(-2, keepdim=True)).squeeze(-2)
@@ -126,8 +145,7 @@ def held_out_ranking(
         resample: candidates per elite.
 
     Returns:
-        name -> what `ranking_quality` says, and `low` and `high`: the interval of `paired_interval` against
-        `closest_to_mean`.
+        What `compare` says.
     """
     rows = EnsembleRows.of(data, model)
     closest = ClosestToMean(data.obs.shape[-1], data.action.shape[-1], model.seeds, device=model.device)
@@ -143,11 +161,7 @@ def held_out_ranking(
         for name, score in {"closest_to_mean": closest, **scores}.items()
     }
     values["random"] = rand(tuple(errors.shape[1:]), sources)
-    result = {}
-    for name, value in values.items():
-        low, high = paired_interval(value, values["closest_to_mean"], errors, model.seeds)
-        result[name] = ranking_quality(value, errors) | {"low": low, "high": high}
-    return result
+    return compare(values, errors, model.seeds)
 
 
 @torch.no_grad()
