@@ -212,7 +212,7 @@ def gate_warning(seeds: Sequence[int], elites: Tensor, net: Tensor, loss: str) -
     behind = [i for i, (ours, other) in enumerate(zip(elites, net, strict=True)) if other < (1 - GATE_MARGIN) * ours]
     if not behind:
         return None
-    longer = "fit for longer (dynamics.max_steps)"
+    longer = "fit for longer (dynamics.max_steps, max_epochs, patience)"
     way_out = longer if loss == "beta_nll" else f"use dynamics=beta_nll, or {longer}"
     which = ", ".join(f"seed {seeds[i]}: {float(net[i]):.3f} against {float(elites[i]):.3f}" for i in behind)
     return (

@@ -224,7 +224,7 @@ def test_the_gate_opens_at_fifteen_percent() -> None:
     assert "use dynamics=beta_nll" in warning
     again = gate_warning((3, 7), elites, torch.tensor([0.86, 0.84]), "beta_nll")
     assert again is not None
-    assert again.endswith("the model is underfitted; fit for longer (dynamics.max_steps)")
+    assert again.endswith("the model is underfitted; fit for longer (dynamics.max_steps, max_epochs, patience)")
 
 
 # -- display -----------------------------------------------------------------------------------------------------------
