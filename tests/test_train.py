@@ -181,6 +181,7 @@ def test_a_seed_trains_the_same_in_any_company(tmp_path: Path) -> None:
 
 def test_draws_are_functions_of_seed_and_update() -> None:
     draws = Draws((0, 1), 8, 5, "cpu")
+    assert draws.block == Draws.BLOCK
     forward = [tuple(x.clone() for x in draws(update)) for update in range(2 * Draws.BLOCK + 3)]
     for update in (0, 1, Draws.BLOCK - 1, Draws.BLOCK, 2 * Draws.BLOCK + 2, 3):  # in any order, from fresh
         uniform, noise = Draws((0, 1), 8, 5, "cpu")(update)
