@@ -198,6 +198,20 @@ def test_draws_are_functions_of_seed_and_update() -> None:
     assert noise.shape == (2, 1, 5)
 
 
+@pytest.mark.parametrize(("noise_size", "block"), [(0, 40), (25, 40), (26, 36), (90, 8), (10_000, 4)])
+def test_much_noise_is_drawn_for_fewer_updates_at_once(
+    noise_size: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Draws, "NUMBERS", 1000)
+    draws = Draws((0, 1), 8, noise_size, "cpu")
+    assert draws.block == block
+    several = [x.clone() for x in draws(block, 4)]
+    for i in range(4):
+        alone = Draws((1,), 8, noise_size, "cpu")(block + i)
+        assert torch.equal(several[0][1, i], alone[0][0, 0])
+        assert torch.equal(several[1][1, i], alone[1][0, 0])
+
+
 def test_draws_of_several_updates_are_those_of_each() -> None:
     draws = Draws((0, 1), 8, 5, "cpu")
     for first in (0, 8, Draws.BLOCK - 4, Draws.BLOCK):
