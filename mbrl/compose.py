@@ -191,7 +191,8 @@ COUNTS = {
     "seed": 0, "seeds": 1, "updates": 1, "batch_size": 1, "log_every": 1, "threads": 1,
     "eval.every": 1, "eval.episodes": 1, "eval.model_horizon": 1,
     "rollout.length": 1, "rollout.lanes": 1, "rollout.every": 1, "rollout.retain": 1,
-    "learner.critics": 1, "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
+    "learner.critics": 1, "learner.backup_actions": 1, "learner.target_penalty.samples": 1,
+    "dynamics.members": 1, "dynamics.elites": 1, "dynamics.batch_size": 1,
     "dynamics.patience": 1, "dynamics.max_epochs": 1, "dynamics.max_steps": 1, "horizon": 1,
     "score.steps": 1, "score.batch_size": 1, "score.samples": 2, "score.pretraining_steps": 0, "score.iterations": 1,
     "score.starts": 1, "score.horizon": 1, "score.replay": 1, "score.discriminator_steps": 1, "score.warm_up": 0,
@@ -202,7 +203,8 @@ COUNTS = {
 
 RANGES = {
     "real_ratio": (0.0, 1.0), "learner.discount": (0.0, 1.0), "learner.target_rate": (0.0, 1.0),
-    "rollout.penalise.coefficient": (0.0, math.inf), "rollout.clip.margin": (0.0, math.inf),
+    "rollout.penalise.coefficient": (0.0, math.inf), "learner.target_penalty.coefficient": (0.0, math.inf),
+    "rollout.clip.margin": (0.0, math.inf),
     "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
     "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),
     "dynamics.beta": (0.0, 1.0), "dynamics.improvement": (0.0, 1.0),
@@ -237,6 +239,9 @@ def check_numbers(cfg: DictConfig) -> None:
     gate = OmegaConf.select(cfg, "fit_gate")
     if gate not in (None, True, False, "auto"):
         raise ConfigError(f"fit_gate={gate}: expected true, false or auto")
+    minimum = OmegaConf.select(cfg, "learner.target_minimum")
+    if minimum not in (None, "auto") and type(minimum) not in (int, float):
+        raise ConfigError(f"learner.target_minimum={minimum}: expected auto, a number, or null for no limit")
     seconds = cfg.checkpoint_seconds
     if seconds is not None and (type(seconds) not in (int, float) or not seconds >= 0):
         raise ConfigError(f"checkpoint_seconds={seconds}: expected a number of seconds, 0 or more, or null for never")
@@ -359,13 +364,36 @@ def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
     return model
 
 
-def build_learner(cfg: DictConfig, obs_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device) -> SAC:
-    """The learner; its regularisers are named slots in the configuration and a list in the code."""
+def build_learner(
+    cfg: DictConfig,
+    obs_dim: int,
+    action_dim: int,
+    seeds: Sequence[int],
+    device: torch.device,
+    model: GaussianEnsemble | None = None,
+) -> SAC:
+    """The learner; its regularisers are named slots in the configuration and a list in the code.
+
+    A target penalty asks the elites of `model`, which may be fitted later. A learner that only acts needs neither.
+    """
     with naming("learner"):
         partial = instantiate(cfg.learner)
         regularisers = [r for r in (partial.keywords.pop("regularisers", None) or {}).values() if r is not None]
-        learner: SAC = partial(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
+        penalty = partial.keywords.pop("target_penalty", None)
+        if penalty is not None:
+            penalty = None if model is None else penalty(model.elite_view())
+        learner: SAC = partial(
+            obs_dim, action_dim, seeds, regularisers=regularisers, target_penalty=penalty, device=device
+        )
     return learner
+
+
+def target_minimum(cfg: DictConfig, problem: Problem) -> float | None:
+    """Settle `learner.target_minimum=auto`: 0 where no reward of the dataset is negative, else no limit."""
+    asked: float | str | None = cfg.learner.target_minimum
+    if isinstance(asked, str):
+        return 0.0 if bool((problem.dataset.transitions.reward >= 0).all()) else None
+    return asked
 
 
 @contextmanager

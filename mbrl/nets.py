@@ -123,8 +123,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = 
     return out.view(*lead, *out.shape[-2:])
 
 
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), written over `x` where no graph needs it: less memory to walk through."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
 def mlp(
-    params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = F.relu, dtype: torch.dtype | None = None
+    params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = relu, dtype: torch.dtype | None = None
 ) -> Tensor:
     """x (*L or broadcastable, N, in) -> (*L, N, out); no activation after the last layer.
 
@@ -190,7 +195,7 @@ def criticise(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | No
 
 def q_values(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Critics (*, E, in, out): z (*, B, Z), action (*, B, A) -> (*, E, B)."""
-    return criticise(params, z, action, dtype).values
+    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3), dtype=dtype).squeeze(-1)
 
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0

@@ -73,8 +73,9 @@ def saved_policy(path: Path) -> tuple[SAC, dict[str, Any]]:
 
 
 def prepare(cfg: DictConfig, problem: Problem, path: Path) -> DictConfig:
-    """Fill in what depends on the task and the machine."""
+    """Fill in what depends on the task, the data and the machine."""
     cfg = compose.resolve(cfg, problem.task)
+    cfg.learner.target_minimum = compose.target_minimum(cfg, problem)
     cfg.run_dir = str(path)
     cfg.threads = cfg.threads or torch.get_num_threads()  # another number of threads rounds differently
     cfg.store = str(Path(cfg.store).expanduser())
@@ -183,7 +184,7 @@ class Run:
         obs_dim, action_dim = problem.dataset.transitions.obs.shape[-1], problem.dataset.transitions.action.shape[-1]
         self.schedule = compose.build_schedule(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
-        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device)
+        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
         self.imagination = compose.build_imagination(cfg, problem, self.model)
         self.memory = plan_memory(
             rows=len(problem.dataset.transitions.reward),
@@ -271,6 +272,10 @@ class Run:
             show("no environment: nothing is scored, the model's own estimate is shown instead", "yellow")
         if self.cfg.precision == "bfloat16" and self.device.type == "cpu" and (gain := bfloat16_speedup()) < 1:
             show(f"note: this CPU multiplies bfloat16 at {gain:.2f} of its float32 rate: it costs time here", "yellow")
+        minimum = self.cfg.learner.target_minimum
+        if minimum is not None or self.learner.target_penalty is not None:
+            limit = "have no lower limit" if minimum is None else f"are kept at {minimum:g} or above"
+            show(f"Bellman targets {limit}; the lowest reward of the dataset is {dataset.transitions.reward.min():.4g}")
         show(str(self.memory))
         show(f"run directory: {self.run.path}")
 

@@ -62,21 +62,23 @@ class Draws:
     checkpoint needs no generator state.
     """
 
-    BLOCK = 40  # a multiple of the updates in one call
+    BLOCK = 40  # at most, and always a multiple of the updates in one call
+    NUMBERS = 1_000_000  # about as many a seed: a block of MOBILE's noise would be 30 to 140 MB otherwise
 
     def __init__(self, seeds: Sequence[int], batch_size: int, noise_size: int, device: torch.device | str) -> None:
         self.seeds, self.batch_size, self.noise_size, self.device = tuple(seeds), batch_size, noise_size, device
-        self._block = -1
+        self.block = min(self.BLOCK, max(4, self.NUMBERS // max(noise_size, 1) // 4 * 4))
+        self._drawn = -1
         self._uniform = self._noise = torch.empty(0)
 
     def __call__(self, update: int, count: int = 1) -> tuple[Tensor, Tensor]:
         """Numbers of `count` updates: uniform (S, count, B) float64 and standard normal (S, count, noise_size)."""
-        block, row = divmod(update, self.BLOCK)
-        if block != self._block:
+        block, row = divmod(update, self.block)
+        if block != self._drawn:
             sources = [generator(seed, "updates", block, device=self.device) for seed in self.seeds]
-            self._uniform = rand((self.BLOCK, self.batch_size), sources, dtype=torch.float64)
-            self._noise = randn((self.BLOCK, self.noise_size), sources)
-            self._block = block
+            self._uniform = rand((self.block, self.batch_size), sources, dtype=torch.float64)
+            self._noise = randn((self.block, self.noise_size), sources)
+            self._drawn = block
         return self._uniform[:, row : row + count], self._noise[:, row : row + count]
 
 

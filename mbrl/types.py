@@ -30,7 +30,7 @@ StochasticPolicy: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """obs (*, N, O), standard normal noise (*, N, A) -> action (*, N, A) in [-1, 1]."""
 
 QFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""z (*, B, Z), action (*, B, A) -> value (*, E, B)."""
+"""obs (*, B, O), action (*, B, A) -> value (*, E, B)."""
 
 Termination: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """obs (*, N, O), action (*, N, A) in [-1, 1], next_obs (*, N, O) -> terminal (*, N) bool; nothing is normalised."""
@@ -215,12 +215,12 @@ class Backup(Protocol):
 class TargetPenalty(Protocol):
     """What is taken off the Bellman target of a batch."""
 
-    def noise_size(self, batch_size: int, action_dim: int) -> int:
+    def noise_size(self, batch_size: int, obs_dim: int, action_dim: int) -> int:
         """Standard normal numbers needed per seed and update."""
         ...
 
     def __call__(self, batch: Batch, target_q: QFunction, policy: StochasticPolicy, noise: Tensor) -> Tensor:
-        """noise (S, noise_size) -> penalty (S, B), at least 0."""
+        """The target critics, the policy and noise (S, noise_size) -> penalty (S, B), at least 0."""
         ...
 
 

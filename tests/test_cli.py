@@ -177,6 +177,14 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
             ["dynamics=single", "penalty=max_pairwise"],
             "measures how several members disagree, and dynamics.members is 1",
         ),
+        (
+            ["algo=mobile", "dynamics=single"],
+            "learner: the Model-Bellman inconsistency is how far several elites disagree",
+        ),
+        (
+            ["learner.backup_actions=3"],
+            "learner: learner.backup_actions=3: the largest of several values has no entropy",
+        ),
         (["device=gpu"], "device=gpu: expected auto, cpu, cuda"),
         (["updates=many"], "updates=many: expected a whole number"),
         (["compile=fast"], "compile=fast is unknown; it is auto, eager, compile or graph"),
@@ -400,6 +408,9 @@ def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> 
         ["penalty=max_pairwise"],
         ["penalty=none", "filter=[no_clip]"],
         ["dynamics=single", "penalty=max_aleatoric", "filter=[]"],
+        ["algo=mobile"],
+        ["algo=mobile", "env=Pendulum-v1", "horizon=20", "seeds=2", "rollout.members=elites", "precision=bfloat16"],
+        ["learner.backup_actions=3", "learner.soft_backup=false"],
     ],
     ids=" ".join,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import mbrl
 from mbrl import compose
 from mbrl.compose import ConfigError
 from mbrl.data.tasks import Task, all_tasks, find_task, task_for
-from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.dynamics.ensemble import EliteView, GaussianEnsemble
+from mbrl.learn.penalties import ModelBellmanInconsistency
 from mbrl.learn.sac import SAC
+from mbrl.nets import generator, rand, randn
 
 FOLDER = compose.config_folder()
 GROUPS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("tuned", "hydra"))
@@ -75,12 +78,28 @@ def test_every_option_composes_and_its_parts_are_made(group: str, option: str) -
     cfg = composed(f"{group}=[{option}]" if group == "filter" else f"{group}={option}")
     problem = compose.load_problem(cfg)
     model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
-    learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"))
+    learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
     imagination = compose.build_imagination(cfg, problem, model)
     assert isinstance(model, GaussianEnsemble)
     assert isinstance(learner, SAC)
     assert imagination.length == cfg.rollout.length
     assert compose.build_schedule(cfg).updates == cfg.updates
+
+
+@pytest.mark.parametrize("algo", sorted(path.stem for path in (FOLDER / "algo").glob("*.yaml")))
+@pytest.mark.parametrize("chosen", ["[]", *sorted(path.stem for path in (FOLDER / "filter").glob("*.yaml"))])
+def test_every_algorithm_with_every_filter(algo: str, chosen: str) -> None:
+    cfg = composed(f"algo={algo}", f"filter={chosen}", "dynamics.hidden=[8]")
+    problem = compose.load_problem(cfg)
+    cfg.learner.target_minimum = compose.target_minimum(cfg, problem)
+    model = compose.build_model(cfg, problem, [0, 1], torch.device("cpu"))
+    learner = compose.build_learner(cfg, 3, 1, [0, 1], torch.device("cpu"), model)
+    table = compose.build_table(cfg, problem, [0, 1], torch.device("cpu"))
+    sources = [generator(seed, "rollout") for seed in (0, 1)]
+    compose.build_imagination(cfg, problem, model).fill(table, 50, learner.sample, sources)
+    batch = table.sample(rand((32,), sources, dtype=torch.float64), 4)
+    metrics = learner.update(batch, randn((learner.noise_size(32),), sources), torch.tensor(0.0))
+    assert all(torch.isfinite(metric).all() for metric in metrics.values())
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.relative_to(FOLDER).as_posix())
@@ -170,6 +189,37 @@ def test_a_single_model_has_no_disagreement(penalty: str) -> None:
         compose.build_imagination(cfg, problem, model)
 
 
+def test_mobile_asks_the_elites_and_leaves_rewards_alone() -> None:
+    assert parts_of("algo=mobile") == ["Clip", "Terminate"]
+    cfg = composed("algo=mobile", task=find_task("hopper-medium-v2"))
+    model = GaussianEnsemble(3, 1, [0], members=4, elites=3)
+    learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
+    penalty = learner.target_penalty
+    assert isinstance(penalty, ModelBellmanInconsistency)
+    assert isinstance(penalty.model, EliteView)
+    assert (penalty.model.members, penalty.coefficient, penalty.samples) == (3, 1.5, 10)
+    assert (learner.soft_backup, learner.target_minimum) == (False, 0.0)
+    assert learner.log_temperature.exp().item() == pytest.approx(0.2)
+    assert learner.temperature_optimiser.learning_rate.item() == 0.0
+    # A policy that only acts needs no model.
+    assert compose.build_learner(cfg, 3, 1, [0], torch.device("cpu")).target_penalty is None
+
+
+def test_targets_have_a_minimum_where_no_reward_is_negative() -> None:
+    cfg = composed("algo=mobile")
+    problem = compose.load_problem(cfg)
+    rows = problem.dataset.transitions
+    earned = dataclasses.replace(problem.dataset, transitions=rows._replace(reward=rows.reward - rows.reward.min()))
+    assert rows.reward.min() < 0
+    assert cfg.learner.target_minimum == "auto"
+    assert compose.target_minimum(cfg, problem) is None
+    assert compose.target_minimum(cfg, dataclasses.replace(problem, dataset=earned)) == 0.0
+    assert compose.target_minimum(composed("algo=mobile", "learner.target_minimum=-3"), problem) == -3
+    assert compose.target_minimum(composed(), problem) is None
+    with pytest.raises(ConfigError, match=r"learner\.target_minimum=often: expected auto, a number, or null"):
+        composed("learner.target_minimum=often")
+
+
 # -- tuned values ------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +232,9 @@ def test_tuned_rows_by_name_then_family_then_default() -> None:
     assert (name["rollout_length"], name["penalty_coefficient"]) == (1, 2.5)
     assert compose.tuned_values("mopo", find_task("walker2d-medium-v2"))["penalty_coefficient"] == 0.5
     assert name["updates"] == default["updates"] == 1_000_000
+    neorl = compose.tuned_values("mobile", find_task("Walker2d-v3-high"))
+    assert (neorl["rollout_length"], neorl["penalty_coefficient"], neorl["real_ratio"]) == (1, 2.5, 0.5)
+    assert (neorl["soft_backup"], neorl["target_minimum"]) == (True, 0.0)
 
 
 def test_the_command_line_beats_the_table() -> None:

@@ -325,6 +325,18 @@ def flip_bits(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_mobile_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: Path) -> None:
+    """Its penalty asks the model in every update, with more noise than a block of other methods holds."""
+    short = ["algo=mobile", "updates=200", "learner.target_penalty.samples=3"]
+    assert main(reference.words(tmp_path / "undisturbed", reference.store, RARE, *short)) == 0
+    path = tmp_path / "run"
+    process = start(reference.words(path, reference.store, ALWAYS, *short), tmp_path / "output")
+    assert kill_when(process, lambda: 70 <= newest(path / "checkpoints") < 200)
+    assert main(["train", f"resume={path}", RARE]) == 0
+    assert (path / "policy.pt").read_bytes() == (tmp_path / "undisturbed" / "policy.pt").read_bytes()
+    assert without_time(path) == without_time(tmp_path / "undisturbed")
+
+
 def test_a_stop_ends_the_sweep(reference: Reference, tmp_path: Path) -> None:
     words = reference.words(tmp_path, reference.store, FREQUENT)
     words = [word for word in words if not word.startswith("run_dir=")]

@@ -181,6 +181,7 @@ def test_a_seed_trains_the_same_in_any_company(tmp_path: Path) -> None:
 
 def test_draws_are_functions_of_seed_and_update() -> None:
     draws = Draws((0, 1), 8, 5, "cpu")
+    assert draws.block == Draws.BLOCK
     forward = [tuple(x.clone() for x in draws(update)) for update in range(2 * Draws.BLOCK + 3)]
     for update in (0, 1, Draws.BLOCK - 1, Draws.BLOCK, 2 * Draws.BLOCK + 2, 3):  # in any order, from fresh
         uniform, noise = Draws((0, 1), 8, 5, "cpu")(update)
@@ -195,6 +196,20 @@ def test_draws_are_functions_of_seed_and_update() -> None:
     assert uniform.dtype == torch.float64
     assert uniform.shape == (2, 1, 8)
     assert noise.shape == (2, 1, 5)
+
+
+@pytest.mark.parametrize(("noise_size", "block"), [(0, 40), (25, 40), (26, 36), (90, 8), (10_000, 4)])
+def test_much_noise_is_drawn_for_fewer_updates_at_once(
+    noise_size: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Draws, "NUMBERS", 1000)
+    draws = Draws((0, 1), 8, noise_size, "cpu")
+    assert draws.block == block
+    several = [x.clone() for x in draws(block, 4)]
+    for i in range(4):
+        alone = Draws((1,), 8, noise_size, "cpu")(block + i)
+        assert torch.equal(several[0][1, i], alone[0][0, 0])
+        assert torch.equal(several[1][1, i], alone[1][0, 0])
 
 
 def test_draws_of_several_updates_are_those_of_each() -> None:

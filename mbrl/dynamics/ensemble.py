@@ -216,21 +216,28 @@ class GaussianEnsemble:
         self.target_std = torch.ones((count, 1, 1, outputs), device=self.device)
         self.elites = torch.arange(elites, device=self.device).repeat(count, 1)  # (S, K)
         self.holdout_error = torch.full((count, members), math.nan, device=self.device)
-        self._folded: Folded | None = None
+        self.folded = self._fold_scalers()
+        self.folded_elites = self.folded._replace(layers=self._elite_layers())
 
     # -- prediction ----------------------------------------------------------------------------------------------
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """All members: obs (S, N, O), action (S, N, A) in environment units -> mean and std (S, E, N, O+1)."""
-        return predict(self.folded(), obs.unsqueeze(-3), action.unsqueeze(-3), self.dtype)
+        return predict(self.folded, obs.unsqueeze(-3), action.unsqueeze(-3), self.dtype)
 
-    def folded(self) -> Folded:
-        """The network with its scalers folded in: they are affine, so prediction needs no normalisation."""
-        if self._folded is None:
-            self._folded = self._fold_scalers()
-        return self._folded
+    def _settle(self) -> None:
+        """Make what predicts what was fitted or loaded; in place, for a captured graph remembers addresses."""
+        now = self._fold_scalers()
+        copy_tensors([*self.folded.layers, *self.folded[1:]], [*now.layers, *now[1:]])
+        copy_tensors(self.folded_elites.layers, self._elite_layers())
+
+    def _elite_layers(self) -> Params:
+        """Those of the folded layers that are the elites', (S, K, in, out)."""
+        seed = torch.arange(len(self.seeds), device=self.device).unsqueeze(-1)
+        return [p[seed, self.elites] for p in self.folded.layers]
 
     def _fold_scalers(self) -> Folded:
+        """The network with its scalers folded in: they are affine, so prediction needs no normalisation."""
         first, first_bias, *middle = self.params
         first = first / self.input_std.transpose(-1, -2)
         *layers, last, last_bias = [first, first_bias - (self.input_mean @ first), *middle]
@@ -335,7 +342,7 @@ class GaussianEnsemble:
         copy_tensors([self.max_logvar, self.min_logvar], final_bounds)
         self.holdout_error = best
         self.elites = best.argsort(dim=-1, stable=True)[:, : self.elite_count]
-        self._folded = None
+        self._settle()
 
     def split(self, rows: int) -> Split:
         """Each seed's own holdout rows and each member's own bootstrap of the others: functions of the seed alone."""
@@ -460,22 +467,20 @@ class GaussianEnsemble:
         if missing:
             raise ValueError(f"the saved dynamics model lacks {', '.join(missing)}")
         copy_tensors(list(named.values()), [state[name] for name in named])
-        self._folded = None
+        self._settle()
 
 
 class EliteView:
-    """The elites of an ensemble as a model, sliced once after every fit into weights of their own."""
+    """The elites of an ensemble as a model; of an ensemble that is fitted later, too."""
 
     def __init__(self, ensemble: GaussianEnsemble) -> None:
         self._ensemble = ensemble
-        self._whole: Folded | None = None
-        self._elites: Folded | None = None
         self.members, self.action_dim, self.device = ensemble.elite_count, ensemble.action_dim, ensemble.device
         self.elites = torch.arange(self.members, device=self.device).expand(len(ensemble.seeds), -1)
 
     def predict(self, obs: Tensor, action: Tensor) -> Prediction:
         """The elites only: obs (S, N, O), action (S, N, A) -> mean and std (S, K, N, O+1)."""
-        return predict(self._folded(), obs.unsqueeze(-3), action.unsqueeze(-3), self._ensemble.dtype)
+        return predict(self._ensemble.folded_elites, obs.unsqueeze(-3), action.unsqueeze(-3), self._ensemble.dtype)
 
     def predict_one(self, obs: Tensor, action: Tensor, uniform: Tensor) -> Prediction:
         """One elite for each lane: 1/K of the work where nobody asks how much the members differ.
@@ -504,22 +509,13 @@ class EliteView:
             picked = rows.gather(-2, lane.expand(-1, -1, rows.shape[-1]))
             return picked.view(seeds, self.members, share, rows.shape[-1])
 
-        drawn = predict(self._folded(), grouped(obs), grouped(action), self._ensemble.dtype)
+        drawn = predict(self._ensemble.folded_elites, grouped(obs), grouped(action), self._ensemble.dtype)
         back = ((order.argsort(-1) - turn) % width).unsqueeze(-1)  # where each lane's answer stands
 
         def ungrouped(answer: Tensor) -> Tensor:
             return answer.flatten(1, 2).gather(-2, back.expand(-1, -1, answer.shape[-1])).unsqueeze(1)
 
         return Prediction(ungrouped(drawn.mean), ungrouped(drawn.std))
-
-    def _folded(self) -> Folded:
-        ensemble = self._ensemble
-        whole = ensemble.folded()
-        if self._elites is None or whole is not self._whole:
-            seed = torch.arange(len(ensemble.seeds), device=self.device).unsqueeze(-1)
-            self._whole = whole
-            self._elites = whole._replace(layers=[p[seed, ensemble.elites] for p in whole.layers])
-        return self._elites
 
 
 def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,11 @@ class SAC:
         soft_backup: the target includes the entropy term.
         encoder: what the networks see of an observation.
         backup: next_q (S, E, B) -> (S, B).
+        backup_actions: a critic's value of a next state is its largest over this many actions of the policy (max-q
+            backup: Kumar et al. 2020, appendix F; MOBILE on Adroit). More than one has no density: no `soft_backup`.
         target_penalty: taken off the Bellman target, e.g. MOBILE's.
+        target_minimum: Bellman targets are kept at or above it; None for no limit. MOBILE was published with 0, which
+            is right where no return is negative.
         regularisers: terms added to the critic loss.
         precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
@@ -81,18 +85,26 @@ class SAC:
         soft_backup: bool = True,
         encoder: Encoder | None = None,
         backup: Backup = minimum,
+        backup_actions: int = 1,
         target_penalty: TargetPenalty | None = None,
+        target_minimum: float | None = None,
         regularisers: Sequence[Regulariser] = (),
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
+        if backup_actions > 1 and soft_backup:
+            raise ValueError(
+                f"learner.backup_actions={backup_actions}: the largest of several values has no entropy term; give "
+                "learner.soft_backup=false too"
+            )
         self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
         self.discount, self.target_rate = discount, target_rate
         self.target_entropy = -float(action_dim) if target_entropy is None else target_entropy
         self.max_log_temperature = math.inf if max_temperature is None else math.log(max_temperature)
         self.cosine_actor, self.soft_backup = cosine_actor, soft_backup
         self.encoder: Encoder = encoder if encoder is not None else Identity()
-        self.backup, self.target_penalty, self.regularisers = backup, target_penalty, tuple(regularisers)
+        self.backup, self.backup_actions, self.regularisers = backup, backup_actions, tuple(regularisers)
+        self.target_penalty, self.target_minimum = target_penalty, target_minimum
         self._dtype = product_dtype(precision)
         self._values = partial(q_values, dtype=self._dtype)
         self._policy = partial(gaussian_policy, dtype=self._dtype)
@@ -109,28 +121,30 @@ class SAC:
         self.temperature_optimiser = Adam([self.log_temperature], temperature_learning_rate)
 
     def noise_size(self, batch_size: int) -> int:
-        """Two actions per row, and what the target penalty asks for."""
-        extra = self.target_penalty.noise_size(batch_size, self.action_dim) if self.target_penalty else 0
-        return 2 * batch_size * self.action_dim + extra
+        """An action per row, `backup_actions` per next state, and what the target penalty asks for."""
+        actions = (1 + self.backup_actions) * batch_size * self.action_dim
+        if self.target_penalty is None:
+            return actions
+        return actions + self.target_penalty.noise_size(batch_size, self.obs_dim, self.action_dim)
 
     def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
         """One step of everything on a batch (S, B); noise (S, noise_size); progress () in [0, 1] of the run."""
         rows = batch.transition.reward.shape[-1]
-        here, there, extra = noise.split(
-            [rows * self.action_dim] * 2 + [noise.shape[-1] - 2 * rows * self.action_dim], -1
-        )
-        shape = (*noise.shape[:-1], rows, self.action_dim)
+        own, following = rows * self.action_dim, self.backup_actions * rows * self.action_dim
+        here, there, extra = noise.split([own, following, noise.shape[-1] - own - following], -1)
+        here, there = (x.unflatten(-1, (-1, self.action_dim)) for x in (here, there))
         z = self.encoder(batch.transition.obs)
 
-        target = self.target(batch, there.reshape(shape), extra)
+        penalty = None
+        if self.target_penalty is not None:
+            penalty = self.target_penalty(batch, self.target_q, self.sample, extra)
+        target = self.target(batch, there, penalty)
         grads, (critic_loss, q) = gradients(
             lambda critics: self.critic_loss(critics, z, batch.transition.action, target), self.critics
         )
         self.critic_optimiser.step(grads)
 
-        grads, (actor_loss, log_density) = gradients(
-            lambda actor: self.actor_loss(actor, z, here.reshape(shape)), self.actor
-        )
+        grads, (actor_loss, log_density) = gradients(lambda actor: self.actor_loss(actor, z, here), self.actor)
         scale = 0.5 * (1.0 + torch.cos(math.pi * progress)) if self.cosine_actor else None
         self.actor_optimiser.step(grads, scale)
 
@@ -139,7 +153,7 @@ class SAC:
         self.log_temperature.clamp_(max=self.max_log_temperature)
         torch._foreach_lerp_(self.target_critics, self.critics, self.target_rate)
 
-        return {
+        metrics = {
             "critic_loss": critic_loss,
             "actor_loss": actor_loss,
             "temperature": self.log_temperature.exp(),
@@ -148,19 +162,32 @@ class SAC:
             "q_spread": (q.amax(-2) - q.amin(-2)).mean(-1),
             "target": target.mean(-1),
         }
+        return metrics if penalty is None else metrics | {"target_penalty": penalty.mean(-1)}
 
-    def target(self, batch: Batch, noise: Tensor, extra: Tensor) -> Tensor:
-        """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty."""
+    def target(self, batch: Batch, noise: Tensor, penalty: Tensor | None = None) -> Tensor:
+        """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty.
+
+        Args:
+            batch: (S, B).
+            noise: of the next actions, (S, backup_actions * B, A).
+            penalty: (S, B).
+        """
         step = batch.transition
         z = self.encoder(step.next_obs)
-        action, log_density = squash(*self._policy(self.actor, z), noise)
-        value = self.backup(self._values(self.target_critics, z, action))
+        mean, log_std = self._policy(self.actor, z)
+        if self.backup_actions > 1:
+            z, mean, log_std = (x.repeat(1, self.backup_actions, 1) for x in (z, mean, log_std))
+        action, log_density = squash(mean, log_std, noise)
+        next_q = self._values(self.target_critics, z, action)
+        if self.backup_actions > 1:
+            next_q = next_q.unflatten(-1, (self.backup_actions, -1)).amax(-2)
+        value = self.backup(next_q)
         if self.soft_backup:
             value = value - self.log_temperature.exp().unsqueeze(-1) * log_density
         target = step.reward + self.discount * torch.where(step.terminal, torch.zeros_like(value), value)
-        if self.target_penalty is not None:
-            target = target - self.target_penalty(batch, self.target_q, self.sample, extra)
-        return target
+        if penalty is not None:
+            target = target - penalty
+        return target if self.target_minimum is None else target.clamp(min=self.target_minimum)
 
     def critic_loss(
         self, critics: Params, z: Tensor, action: Tensor, target: Tensor
@@ -182,9 +209,9 @@ class SAC:
         loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
         return loss.sum(), (loss, log_density)
 
-    def target_q(self, z: Tensor, action: Tensor) -> Tensor:
-        """Target critics: z (S, B, Z), action (S, B, A) -> (S, E, B)."""
-        return self._values(self.target_critics, z, action)
+    def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Target critics: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
+        return self._values(self.target_critics, self.encoder(obs), action)
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Critics without gradient: obs (S, B, O), action (S, B, A) -> (S, E, B)."""

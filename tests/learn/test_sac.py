@@ -317,8 +317,8 @@ def test_no_schedule_unless_asked_for() -> None:
 
 def test_target_takes_the_penalty_off_and_adds_regularisers_to_the_loss() -> None:
     class Half:
-        def noise_size(self, batch_size: int, action_dim: int) -> int:
-            return 3
+        def noise_size(self, batch_size: int, obs_dim: int, action_dim: int) -> int:
+            return obs_dim
 
         def __call__(self, batch: Batch, target_q: Any, policy: Any, noise: Tensor) -> Tensor:
             assert noise.shape == (2, 3)
@@ -340,11 +340,50 @@ def test_target_takes_the_penalty_off_and_adds_regularisers_to_the_loss() -> Non
         assert not metric.requires_grad
 
 
+def test_the_target_is_kept_at_its_minimum() -> None:
+    free, kept = probe(), probe(target_minimum=0.0)
+    batch = Batch(repeat(observed_value(), 66, 2), 0)  # one step, reward -1 or 1
+    penalty = torch.full((2, 66), 0.25)
+    assert free.target(batch, torch.zeros(2, 66, 1), penalty).unique().tolist() == [-1.25, 0.75]
+    assert kept.target(batch, torch.zeros(2, 66, 1), penalty).unique().tolist() == [0.0, 0.75]
+
+
+def test_a_deterministic_backup_leaves_the_entropy_out() -> None:
+    soft, plain = SAC(3, 2, (0, 1), hidden=(8,)), SAC(3, 2, (0, 1), hidden=(8,), soft_backup=False)
+    batch, noise = batches((0, 1), 1)[0]
+    noise = noise[:, :32].reshape(2, 16, 2)
+    step = batch.transition
+    action = soft.sample(step.next_obs, noise)
+    value = soft.target_q(step.next_obs, action).amin(-2)
+    expected = step.reward + 0.99 * torch.where(step.terminal, 0.0, value)
+    torch.testing.assert_close(plain.target(batch, noise), expected)
+    assert not torch.equal(soft.target(batch, noise), plain.target(batch, noise))
+
+
+def test_max_q_backup_is_that_of_a_loop() -> None:
+    # min over critics of the max over sampled actions, each critic choosing its own best action.
+    learner = SAC(3, 2, (0, 1), hidden=(8,), critics=3, backup_actions=4, soft_backup=False)
+    batch, _ = batches((0, 1), 1)[0]
+    assert learner.noise_size(16) == (1 + 4) * 16 * 2
+    noise = torch.randn(2, 4 * 16, 2)
+    step = batch.transition
+    opinions = []
+    for n in range(4):
+        action = learner.sample(step.next_obs, noise[:, n * 16 : (n + 1) * 16])
+        opinions.append(learner.target_q(step.next_obs, action))  # (S, E, B)
+    value = torch.stack(opinions).amax(0).amin(1)
+    expected = step.reward + 0.99 * torch.where(step.terminal, 0.0, value)
+    torch.testing.assert_close(learner.target(batch, noise), expected)
+    learner.update(batch, torch.randn(2, learner.noise_size(16)), torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"learner.backup_actions=4: .* give learner.soft_backup=false"):
+        SAC(3, 2, (0, 1), backup_actions=4)
+
+
 def test_terminal_rows_ignore_even_values_that_are_not_finite() -> None:
     learner = probe()
     batch = Batch(repeat(constant_value(), 4, 2), 0)
     broken = batch.transition._replace(next_obs=torch.full((2, 4, 1), math.inf))
-    target = learner.target(Batch(broken, 0), torch.zeros(2, 4, 1), torch.zeros(2, 0))
+    target = learner.target(Batch(broken, 0), torch.zeros(2, 4, 1))
     assert target.tolist() == [[1.0] * 4] * 2
 
 
