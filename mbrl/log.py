@@ -468,7 +468,10 @@ class _Wandb:
 
 
 class ProgressBar:
-    """Counts work done and shows it every `interval` seconds. This base shows nothing: it is the quiet one."""
+    """Counts work done and shows it every `interval` seconds. This base shows nothing: it is the quiet one.
+
+    Whoever learns only on the way how much there is to do sets `total`.
+    """
 
     def __init__(self, total: int | None = 0, completed: int = 0, interval: float = math.inf) -> None:
         self.total = total
@@ -541,7 +544,7 @@ class _LiveBar(ProgressBar):
         self._progress.start()
 
     def show(self) -> None:
-        self._progress.update(self._task, completed=self.completed, text=self._field_text())
+        self._progress.update(self._task, total=self.total, completed=self.completed, text=self._field_text())
 
     def close(self) -> None:
         self.show()
