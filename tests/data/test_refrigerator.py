@@ -74,5 +74,6 @@ def test_unseen_policies_are_unseen() -> None:
     for name, policy in UNSEEN.items():
         power = policy(temperature, noise)
         assert power.shape == (50,), name
-        assert (power >= 0).all() and (power <= 1).all()
+        assert (power >= 0).all()
+        assert (power <= 1).all()
         assert np.abs(power - control(temperature, 4.0)).max() > 0.15, name
