@@ -1,4 +1,4 @@
-"""The command line: `mbrl train | fit | collect | inspect | eval`. Verbs stay thin; parts do the work."""
+"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose`. Verbs stay thin; parts do the work."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl collect [key=value ...]    make a dataset: train a behaviour policy online, or roll one out
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
   mbrl eval    RUN_DIR            score a trained policy again
+  mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, rollouts against the truth
 
 `mbrl VERB --help` says more. Version {version}.
 """
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "collect": collect_verb,
         "inspect": inspect_verb,
         "eval": eval_verb,
+        "diagnose": diagnose_verb,
     }
     if verb not in verbs:
         console.print(f"mbrl: there is no verb {verb!r}{compose.hint(verb, list(verbs))}", style="red", markup=False)
@@ -402,6 +404,27 @@ def eval_verb(words: list[str]) -> int:
         evaluator.record_video(learner.act, parsed.video)
         console.print(f"video: {parsed.video}", highlight=False)
     evaluator.close()
+    return 0
+
+
+def diagnose_verb(words: list[str]) -> int:
+    """`mbrl diagnose RUN_DIR`."""
+    from mbrl.diagnose import diagnose
+
+    parser = argparse.ArgumentParser(
+        "mbrl diagnose",
+        description="Why a run did well or badly: held-out quality of its model, what scores of candidate states are "
+        "worth, what a cut leaves, and imagined against true trajectories where the simulator can be set to a state "
+        "(Hopper, Walker2d, HalfCheetah, Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument(
+        "--score", action="append", default=[], metavar="NAME", help="also judge this score, fitted now if need be"
+    )
+    parser.add_argument("--device", default="cpu", help="where model and scores compute (default cpu)")
+    parsed = parser.parse_args(words)
+    folder = diagnose(parsed.run_dir, parsed.score, parsed.device)
+    Console(soft_wrap=True).print(f"numbers: {folder / 'diagnose.json'}", highlight=False)
     return 0
 
 

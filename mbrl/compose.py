@@ -495,6 +495,29 @@ def score_settings(cfg: DictConfig) -> Mapping[str, Any]:
     return {"score": settings, "dynamics": dynamics_settings(cfg)}
 
 
+def score_name(cfg: DictConfig) -> str:
+    """The option of group score that a run's score is made like."""
+    for path in sorted((config_folder() / "score").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(path), "_target_") == cfg.score._target_:
+            return path.stem
+    return str(cfg.score._target_).rpartition(".")[2]
+
+
+def with_score(cfg: DictConfig, task: Task, name: str) -> DictConfig:
+    """A run's configuration with another score, as that option's file has it.
+
+    Raises:
+        ConfigError: there is no such score.
+    """
+    options = sorted(path.stem for path in (config_folder() / "score").glob("*.yaml") if path.stem != "none")
+    if name not in options:
+        raise ConfigError(f"score={name}: no such option{hint(name, options)} (score has {', '.join(options)})")
+    changed = OmegaConf.create(OmegaConf.to_container(cfg))
+    changed.score = OmegaConf.load(config_folder() / "score" / f"{name}.yaml")
+    assert isinstance(changed, DictConfig)
+    return resolve(changed, task)
+
+
 def find_run_task(cfg: DictConfig, meta: Mapping[str, Any]) -> Task:
     """The task of a finished run, without loading its dataset."""
     if cfg.dataset is None and cfg.env == "auto" and cfg.horizon is None and cfg.termination is None:

@@ -224,17 +224,8 @@ class RunLogger:
 
         `total` is None where nobody knows when the work will be done.
         """
-        bar: ProgressBar
-        if self.console.quiet:
-            bar = ProgressBar()
-        elif self.console.is_terminal:
-            bar = _LiveBar(self.console, description, total, completed)
-        else:
-            bar = _PlainBar(self.console, description, total, completed)
-        try:
+        with progress_bar(self.console, description, total, completed) as bar:
             yield bar
-        finally:
-            bar.close()
 
     def _read(self) -> dict[str, list[float]]:
         """All sums as Python numbers, by one transfer (and one more if some were added as host numbers)."""
@@ -500,6 +491,25 @@ class ProgressBar:
 
     def _field_text(self) -> str:
         return "  ".join(f"{name}={value}" for name, value in self.fields.items())
+
+
+@contextmanager
+def progress_bar(console: Console, description: str, total: int | None, completed: int = 0) -> Iterator[ProgressBar]:
+    """A bar to `update` as work is done: live on a terminal, elsewhere a plain line every ten seconds at most.
+
+    `total` is None where nobody knows when the work will be done.
+    """
+    bar: ProgressBar
+    if console.quiet:
+        bar = ProgressBar()
+    elif console.is_terminal:
+        bar = _LiveBar(console, description, total, completed)
+    else:
+        bar = _PlainBar(console, description, total, completed)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 class _PlainBar(ProgressBar):

@@ -39,7 +39,7 @@ def mixture_spread(prediction: Prediction, scale: Tensor) -> Tensor:
 
     Args:
         prediction: (*, E, N, O+1).
-        scale: (O,), the unit of every dimension.
+        scale: (O,) or (*, 1, O), the unit of every dimension.
     """
     aleatoric = prediction.std[..., :-1].square().mean(-3)
     epistemic = prediction.mean[..., :-1].var(-3, correction=0)
