@@ -10,6 +10,7 @@ changes, deviations of trajectories in those of the data's states.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -334,7 +336,7 @@ def diagnose(path: Path, further: Sequence[str] = (), device: str = "cpu") -> Pa
     Returns:
         The folder.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
     case = open_case(path, further, device, console)
     folder = path / "diagnose"
     folder.mkdir(exist_ok=True)
@@ -371,7 +373,7 @@ def dynamics(case: Case) -> Finding:
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     dimension = np.arange(found.rmse.shape[-1])
     for s, seed in enumerate(case.seeds):
-        left.plot(dimension, found.rmse[s].cpu(), "o-", color=COLOURS[0], alpha=0.6, markersize=3)
+        left.plot(dimension, found.rmse[s].cpu(), "o", color=COLOURS[s % len(COLOURS)], markersize=4)
         right.plot(quality.STEPS, found.open_loop[s].cpu(), "o-", color=COLOURS[s % len(COLOURS)], label=f"seed {seed}")
     left.set_xticks(dimension, quality.dimension_names(len(dimension)), rotation=60, fontsize=7)
     left.set_ylabel("one-step error / std of the change")
@@ -396,7 +398,7 @@ def ranking(case: Case) -> Finding:
         baseline = case.rate(case.closest, states, states.candidates)
         values = {name: case.rate(score, states, states.candidates) for name, score in case.scores.items()}
         values["random"] = rand(tuple(states.errors.shape[1:]), case.sources(f"random {states.name}"))
-        values["oracle"] = -states.errors
+        values["perfect"] = -states.errors
         table = quiet_table(f"choosing among {states.errors.shape[1]} candidates: {states.name}")
         for heading in ("score", "ratio", "pn", "within", "across", "difference to closest to mean, 95 %"):
             table.add_column(heading, justify="left" if heading == "score" else "right")
@@ -467,7 +469,7 @@ def truncation(case: Case) -> Finding:
             f"score {case.main}": -values.amax(-2),
             "max_std": max_aleatoric(states.prediction),
             "candidate_spread": mixture_spread(states.prediction, case.closest.scale),
-            "oracle": error,
+            "perfect": error,
         }
         axes = figure.add_subplot(1, len(case.states), i + 1)
         numbers[states.name] = {"share": grid.tolist()}
@@ -540,6 +542,7 @@ def deviation(case: Case) -> Finding | None:
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
         table.add_row(name, *(f"{mean[t - 1]:.3f} [{low[t - 1]:.3f}, {high[t - 1]:.3f}]" for t in marks))
     axes.set_xlabel("imagined steps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("distance to the true state / std of the state")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
@@ -627,14 +630,16 @@ def error_map(case: Case) -> Finding | None:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     upper, lower = halves
     ways = refrigerator_ways(case)
-    maps = {name: expected_next(case, way, mesh_t, mesh_u) for name, way in ways.items()}
+    # The expectation of the plain ensemble needs no draws.
+    in_map = ways | {"plain ensemble": refrigerator_way(case, ScoredCandidates(case.closest, 1, pick="mean"))}
+    maps = {name: expected_next(case, way, mesh_t, mesh_u) for name, way in in_map.items()}
     data = case.problem.dataset.transitions
     numbers: dict[str, Any] = {"map": {}, "rollouts": {}}
     bound = (data.obs.min().item(), data.obs.max().item())
     outside = (mesh_t < bound[0]) | (mesh_t > bound[1])
     panels = upper.subplots(1, len(maps), sharey=True)
     for axes, (name, found) in zip(panels, maps.items(), strict=True):
-        error = np.abs(found - truth)
+        error = np.abs(found - truth).mean(0)
         numbers["map"][name] = {"inside": float(error[~outside].mean()), "outside": float(error[outside].mean())}
         image = axes.pcolormesh(temperature, power, np.log10(error.T + 1e-3), vmin=-2.5, vmax=1.0, cmap="magma")
         pick = slice(None, None, 10)
@@ -669,18 +674,22 @@ Way = Callable[[Tensor, Tensor, int], Tensor]
 """obs (S, N, 1), action (S, N, 1), a number that makes the noise -> next obs (S, N, 1)."""
 
 
+def refrigerator_way(case: Case, selector: Selector) -> Way:
+    """Ask the model, and let the selector choose."""
+    model = case.model
+
+    def way(obs: Tensor, action: Tensor, draw: int) -> Tensor:
+        sources = [generator(seed, "diagnose", "map", draw, device=model.device) for seed in case.seeds]
+        lanes = obs.shape[1]
+        noise, uniform = randn((lanes, selector.noise_size(2)), sources), rand((lanes,), sources)
+        return selector(obs, action, model.predict(obs, action), model.elites, noise, uniform)[0]
+
+    return way
+
+
 def refrigerator_ways(case: Case) -> dict[str, Way]:
     """The plain ensemble and three sets of candidates that the main score chooses from."""
     model, score = case.model, case.scores[case.main]
-
-    def selected(selector: Selector) -> Way:
-        def way(obs: Tensor, action: Tensor, draw: int) -> Tensor:
-            sources = [generator(seed, "diagnose", "map", draw, device=model.device) for seed in case.seeds]
-            lanes = obs.shape[1]
-            noise, uniform = randn((lanes, selector.noise_size(2)), sources), rand((lanes,), sources)
-            return selector(obs, action, model.predict(obs, action), model.elites, noise, uniform)[0]
-
-        return way
 
     def from_grid(obs: Tensor, action: Tensor, draw: int) -> Tensor:
         grid = torch.linspace(-15.0, 25.0, 401, device=model.device)
@@ -691,9 +700,9 @@ def refrigerator_ways(case: Case) -> dict[str, Way]:
 
     elites = model.elite_count
     return {
-        "plain ensemble": selected(RandomElite()),
-        f"best of {2 * elites}": selected(ScoredCandidates(score, elites, resample=2)),
-        f"best of {20 * elites}": selected(ScoredCandidates(score, elites, resample=20)),
+        "plain ensemble": refrigerator_way(case, RandomElite()),
+        f"best of {2 * elites}": refrigerator_way(case, ScoredCandidates(score, elites, resample=2)),
+        f"best of {20 * elites}": refrigerator_way(case, ScoredCandidates(score, elites, resample=20)),
         "best of a uniform grid": from_grid,
     }
 
@@ -702,14 +711,14 @@ def refrigerator_ways(case: Case) -> dict[str, Way]:
 def expected_next(
     case: Case, way: Way, temperature: npt.NDArray[np.float64], power: npt.NDArray[np.float64], draws: int = 16
 ) -> npt.NDArray[np.float64]:
-    """Mean next temperature over draws and seeds, of the shape of `temperature` and `power`."""
+    """Mean next temperature over draws, at `temperature` and `power` of any shape: (S, *shape)."""
     obs, action = case_tensors(case, temperature.ravel(), power.ravel())
     total = torch.zeros_like(obs[..., 0])
     for draw in range(draws):
         for begin in range(0, obs.shape[1], 500):
             rows = slice(begin, begin + 500)
             total[:, rows] += way(obs[:, rows], action[:, rows], draw)[..., 0] / draws
-    found: npt.NDArray[np.float64] = total.mean(0).double().cpu().numpy().reshape(temperature.shape)
+    found: npt.NDArray[np.float64] = total.double().cpu().numpy().reshape(-1, *temperature.shape)
     return found
 
 
