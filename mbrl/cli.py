@@ -79,6 +79,7 @@ What most people set:
   env=ID           Gymnasium id, module:Id, package.module:factory, or null for no simulator
   algo=NAME        {algo}
   filter=[...]     {filter}
+  score=NAME       {score}
   dynamics=NAME    {dynamics}
   penalty=NAME     {penalty}
   seed=0 seeds=1   first seed, and how many are trained side by side
@@ -93,7 +94,7 @@ Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same res
 """
 
 FIT_HELP = """\
-mbrl fit: only the dynamics model, into the store.
+mbrl fit: only the dynamics model, and the score if one is asked for, into the store.
 
   mbrl fit task=hopper-medium-v2 seeds=5
   mbrl fit dataset=/data/plant.npz dynamics.members=7 dynamics.max_epochs=50
@@ -105,6 +106,7 @@ settings, code and seed; `mbrl train` with the same ones takes it from there ins
 What most people set:
   task=NAME or dataset=STRING     as for `mbrl train`     env=ID    for the bounds of the actions
   dynamics=NAME    {dynamics}
+  score=NAME       {score}
   dynamics.members=7 dynamics.elites=5 dynamics.hidden=[200,200,200,200]
   dynamics.max_epochs=N dynamics.max_steps=N dynamics.patience=5 dynamics.learning_rate=1e-3
   dynamics.loss=beta_nll           nll, beta_nll, mse_mean; dynamics=beta_nll is a whole recipe

@@ -512,8 +512,12 @@ def with_score(cfg: DictConfig, task: Task, name: str) -> DictConfig:
     options = sorted(path.stem for path in (config_folder() / "score").glob("*.yaml") if path.stem != "none")
     if name not in options:
         raise ConfigError(f"score={name}: no such option{hint(name, options)} (score has {', '.join(options)})")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        option = compose("train", overrides=[f"score={name}"]).score
+    GlobalHydra.instance().clear()
     changed = OmegaConf.create(OmegaConf.to_container(cfg))
-    changed.score = OmegaConf.load(config_folder() / "score" / f"{name}.yaml")
+    changed.score = OmegaConf.create(OmegaConf.to_container(option))
     assert isinstance(changed, DictConfig)
     return resolve(changed, task)
 

@@ -28,7 +28,7 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
@@ -398,16 +398,19 @@ class Run:
                     )
                 except FitInterrupted:
                     return False
-            if source == "run":  # a resumed run's score is judged already
+            if source == "run" and "score" in self.run.meta:  # a resumed run's score is judged already
                 return True
             if source == "store":
                 self.say(f"score from the store ({key})")
             noted = {"key": key, "from": source}
         ranking = held_out_ranking({"score": score}, model, data)
-        self.run.write_meta(
-            score=noted | {name: {key: value.tolist() for key, value in row.items()} for name, row in ranking.items()}
-        )
         own, closest = ranking["score"], ranking["closest_to_mean"]
+        (self.run.path / "score").mkdir(exist_ok=True)  # a score that is not fitted has left nothing there
+        write_json(
+            self.run.path / "score" / "quality.json",
+            {name: {key: value.tolist() for key, value in row.items()} for name, row in ranking.items()},
+        )
+        self.run.write_meta(score=noted | {key: own[key].tolist() for key in ("ratio", "pn", "low", "high")})
         self.say(
             f"the candidate that the score takes has {float(own['ratio'].mean()):.3f} of the mean candidate's error on "
             f"held-out rows; the one closest to the mean has {float(closest['ratio'].mean()):.3f}"
@@ -519,7 +522,7 @@ class Run:
     def interrupted(self, verb: str, step: int | None) -> int:
         """Saved, and told how to go on; `step` is None within the fit."""
         self.summarise("interrupted", step or 0)
-        where = "in the fit of the dynamics model" if step is None else f"at update {step:,}"
+        where = "in the fits" if step is None else f"at update {step:,}"
         self.say(f"stopped {where} and saved; go on with: mbrl {verb} resume={self.run.path}")
         return INTERRUPTED
 

@@ -262,6 +262,17 @@ def test_filters_that_lack_something_say_what(words: list[str], said: str) -> No
         parts_of(*words)
 
 
+def test_a_run_with_another_score() -> None:
+    cfg = composed("filter=[morec]")
+    assert compose.score_name(cfg) == "residual"
+    other = compose.with_score(cfg, find_task("pendulum"), "adversarial_mixture")
+    assert (other.score.inputs, other.score.iterations) == ("standardised", 2000)  # of its own file, and of its base
+    assert cfg.score != other.score
+    assert {k: v for k, v in other.items() if k != "score"} == {k: v for k, v in cfg.items() if k != "score"}
+    with pytest.raises(ConfigError, match=r"score=none: no such option"):
+        compose.with_score(cfg, find_task("pendulum"), "none")
+
+
 def test_a_filter_without_a_score_fits_none() -> None:
     cfg = composed("filter=[truncate]")
     assert cfg.score is None

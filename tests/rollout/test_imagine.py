@@ -92,13 +92,35 @@ def test_the_distrusted_row_is_not_kept_nor_anything_after_it() -> None:
     assert metrics["cut"].item() == pytest.approx(1 / 2)  # one of the two steps that a living lane made
 
 
-def test_a_threshold_is_found_on_held_out_rows() -> None:
-    # The toy model's score of a step is its next observation: 1, 2, ..., 100.
-    class Scored(RandomElite):
-        def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-            next_obs, reward, _ = super().__call__(*given)
-            return next_obs, reward, next_obs[..., 0]
+class Scored(RandomElite):
+    """The score of a step is its next observation."""
 
+    def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        next_obs, reward, _ = super().__call__(*given)
+        return next_obs, reward, next_obs[..., 0]
+
+
+def test_doubtful_rows_are_not_in_the_table_and_ends_of_the_task_are() -> None:
+    # Lanes go 0, -1, -2, ...; what comes below -2.5 is doubtful, and below -3.5 the task ends.
+    def down(obs: Tensor, noise: Tensor) -> Tensor:
+        return -torch.ones_like(noise)
+
+    truncate = Truncate(torch.ones(1), signal="score", threshold=-2.5)
+    table = ReplayTable(zeros(), 10, 1)
+    parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate)
+    parts.select = Scored()
+    parts.fill(table, 1, down, sources(0))
+    assert [row[3] for row in rows(table)] == [-1, -2]
+    ends = Terminate(lambda obs, action, next_obs: next_obs[..., 0] < -2.5)
+    table = ReplayTable(zeros(), 10, 1)
+    parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate, terminate=ends)
+    parts.select = Scored()
+    parts.fill(table, 1, down, sources(0))
+    assert [(row[3], row[4]) for row in rows(table)] == [(-1, 0), (-2, 0), (-3, 1)]
+
+
+def test_a_threshold_is_found_on_held_out_rows() -> None:
+    # Scores are 1, 2, ..., 100.
     truncate = Truncate(torch.ones(1), signal="score", quantile=0.5)
     parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate)
     parts.select = Scored()
