@@ -5,11 +5,11 @@ This module and `cli.py` are the only places that see the configuration; every p
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -373,9 +373,9 @@ def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
 def build_learner(cfg: DictConfig, obs_dim: int, action_dim: int, seeds: Sequence[int], device: torch.device) -> SAC:
     """The learner; its regularisers are named slots in the configuration and a list in the code."""
     with naming("learner"):
-        make = instantiate(cfg.learner)
-        regularisers = [r for r in (make.keywords.pop("regularisers", None) or {}).values() if r is not None]
-        learner: SAC = make(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
+        partial = instantiate(cfg.learner)
+        regularisers = [r for r in (partial.keywords.pop("regularisers", None) or {}).values() if r is not None]
+        learner: SAC = partial(obs_dim, action_dim, seeds, regularisers=regularisers, device=device)
     return learner
 
 
@@ -404,7 +404,7 @@ def build_score(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
     obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
     with naming("score"):
         score = instantiate(cfg.score)
-        if isinstance(score, partial):
+        if isinstance(score, functools.partial):
             score = score(obs.shape[-1], action.shape[-1], seeds, device=device)
     made: Score | None = score
     return made
@@ -417,7 +417,7 @@ def build_imagination(
     rollout = cfg.rollout
     data = problem.dataset.transitions
     select, truncate = instantiate(rollout.select), instantiate(rollout.truncate)
-    if isinstance(select, partial):
+    if isinstance(select, functools.partial):
         if score is None:
             raise ConfigError("select=scored needs a score to decide by: choose score=residual, or select=random_elite")
         with naming("select"):
@@ -427,7 +427,7 @@ def build_imagination(
             "rollout.truncate.signal=score: select=random_elite rates nothing; choose select=scored, or "
             "rollout.truncate.signal=candidate_spread"
         )
-    if isinstance(truncate, partial):
+    if isinstance(truncate, functools.partial):
         std = (data.next_obs - data.obs).std(0, correction=0)
         with naming("truncate"):
             truncate = truncate(torch.where(std > 0, std, torch.ones_like(std)).to(model.device))
