@@ -1,4 +1,4 @@
-"""The command line: `mbrl train | fit | collect | inspect | eval`. Verbs stay thin; parts do the work."""
+"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose`. Verbs stay thin; parts do the work."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl collect [key=value ...]    make a dataset: train a behaviour policy online, or roll one out
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
   mbrl eval    RUN_DIR            score a trained policy again
+  mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, rollouts against the truth
 
 `mbrl VERB --help` says more. Version {version}.
 """
@@ -78,6 +79,7 @@ What most people set:
   env=ID           Gymnasium id, module:Id, package.module:factory, or null for no simulator
   algo=NAME        {algo}
   filter=[...]     {filter}
+  score=NAME       {score}
   dynamics=NAME    {dynamics}
   penalty=NAME     {penalty}
   seed=0 seeds=1   first seed, and how many are trained side by side
@@ -92,7 +94,7 @@ Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same res
 """
 
 FIT_HELP = """\
-mbrl fit: only the dynamics model, into the store.
+mbrl fit: only the dynamics model, and the score if one is asked for, into the store.
 
   mbrl fit task=hopper-medium-v2 seeds=5
   mbrl fit dataset=/data/plant.npz dynamics.members=7 dynamics.max_epochs=50
@@ -104,6 +106,7 @@ settings, code and seed; `mbrl train` with the same ones takes it from there ins
 What most people set:
   task=NAME or dataset=STRING     as for `mbrl train`     env=ID    for the bounds of the actions
   dynamics=NAME    {dynamics}
+  score=NAME       {score}
   dynamics.members=7 dynamics.elites=5 dynamics.hidden=[200,200,200,200]
   dynamics.max_epochs=N dynamics.max_steps=N dynamics.patience=5 dynamics.learning_rate=1e-3
   dynamics.loss=beta_nll           nll, beta_nll, mse_mean; dynamics=beta_nll is a whole recipe
@@ -133,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "collect": collect_verb,
         "inspect": inspect_verb,
         "eval": eval_verb,
+        "diagnose": diagnose_verb,
     }
     if verb not in verbs:
         console.print(f"mbrl: there is no verb {verb!r}{compose.hint(verb, list(verbs))}", style="red", markup=False)
@@ -402,6 +406,27 @@ def eval_verb(words: list[str]) -> int:
         evaluator.record_video(learner.act, parsed.video)
         console.print(f"video: {parsed.video}", highlight=False)
     evaluator.close()
+    return 0
+
+
+def diagnose_verb(words: list[str]) -> int:
+    """`mbrl diagnose RUN_DIR`."""
+    from mbrl.diagnose import diagnose
+
+    parser = argparse.ArgumentParser(
+        "mbrl diagnose",
+        description="Why a run did well or badly: held-out quality of its model, what scores of candidate states are "
+        "worth, what a cut leaves, and imagined against true trajectories where the simulator can be set to a state "
+        "(Hopper, Walker2d, HalfCheetah, Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument(
+        "--score", action="append", default=[], metavar="NAME", help="also judge this score, fitted now if need be"
+    )
+    parser.add_argument("--device", default="cpu", help="where model and scores compute (default cpu)")
+    parsed = parser.parse_args(words)
+    folder = diagnose(parsed.run_dir, parsed.score, parsed.device)
+    Console(soft_wrap=True).print(f"numbers: {folder / 'diagnose.json'}", highlight=False)
     return 0
 
 

@@ -5,8 +5,9 @@ This module and `cli.py` are the only places that see the configuration; every p
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.train import Schedule
+from mbrl.types import Score
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -155,13 +157,25 @@ def _first(override: Override) -> str:
 # -- tuned values ------------------------------------------------------------------------------------------------------
 
 
-def tuned_values(algo: str, task: Task) -> dict[str, Any]:
-    """The row of `configs/tuned/<algo>.yaml` for a task: by name, filled up by family, filled up by `default`."""
-    path = config_folder() / "tuned" / f"{algo}.yaml"
-    table = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(table, dict)
-    rows = [table.get("default", {}), table.get(task.family, {}), table.get(task.name, {})]
-    return {str(key): value for row in rows for key, value in row.items()}
+def tuned_values(algo: str, task: Task, overlays: Iterable[str] = ()) -> dict[str, Any]:
+    """What `configs/tuned` says of a task: in every table its row by name, filled up by family and by `default`.
+
+    Tables win in this order: `<overlay>_<algo>.yaml`, if there is one, `<overlay>.yaml`, `<algo>.yaml`; of several
+    overlays the last.
+    """
+    folder = config_folder() / "tuned"
+    paths = [folder / f"{algo}.yaml"]
+    for overlay in overlays:
+        paths += [folder / f"{overlay}.yaml", folder / f"{overlay}_{algo}.yaml"]
+    values: dict[str, Any] = {}
+    for path in paths:
+        if path != paths[0] and not path.exists():
+            continue
+        table = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(table, dict)
+        for row in ("default", task.family, task.name):
+            values |= {str(key): value for key, value in table.get(row, {}).items()}
+    return values
 
 
 def resolve(cfg: DictConfig, task: Task) -> DictConfig:
@@ -170,7 +184,7 @@ def resolve(cfg: DictConfig, task: Task) -> DictConfig:
     Raises:
         ConfigError: the configuration asks for a tuned value that the table lacks.
     """
-    row = tuned_values(cfg.algo_name, task)
+    row = tuned_values(cfg.algo_name, task, (cfg.get("tables") or {}).values())
 
     def look_up(key: str) -> Any:
         if key not in row:
@@ -197,6 +211,7 @@ COUNTS = {
     "score.steps": 1, "score.batch_size": 1, "score.samples": 2, "score.pretraining_steps": 0, "score.iterations": 1,
     "score.starts": 1, "score.horizon": 1, "score.replay": 1, "score.discriminator_steps": 1, "score.warm_up": 0,
     "score.snapshot_every": 1, "score.history": 1, "score.interval": 1,
+    "rollout.select.resample": 1, "rollout.truncate.minimum_length": 0,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
@@ -211,6 +226,8 @@ RANGES = {
     "score.learning_rate": (0.0, math.inf), "score.generator_learning_rate": (0.0, math.inf),
     "score.regression_weight": (0.0, math.inf), "score.gradient_penalty": (0.0, math.inf),
     "score.entropy": (0.0, math.inf), "score.likelihood": (0.0, math.inf), "score.d_clip": (0.0, 1.0),
+    "rollout.select.temperature": (0.0, math.inf), "rollout.select.released_clip": (0.0, math.inf),
+    "rollout.truncate.quantile": (0.0, 1.0), "rollout.truncate.threshold": (-math.inf, math.inf),
 }  # fmt: skip
 """Keys that measure something, and the least and most they may be."""
 
@@ -416,10 +433,38 @@ def ring_capacity(cfg: DictConfig) -> int:
     return capacity
 
 
-def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble) -> Imagination:
+def build_score(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> Score | None:
+    """The score of candidate next states, not fitted; None if none is asked for."""
+    obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
+    with naming("score"):
+        score = instantiate(cfg.score)
+        if isinstance(score, functools.partial):
+            score = score(obs.shape[-1], action.shape[-1], seeds, device=device)
+    made: Score | None = score
+    return made
+
+
+def build_imagination(
+    cfg: DictConfig, problem: Problem, model: GaussianEnsemble, score: Score | None = None
+) -> Imagination:
     """Action source, selector and the filters in their order."""
     rollout = cfg.rollout
     data = problem.dataset.transitions
+    select, truncate = instantiate(rollout.select), instantiate(rollout.truncate)
+    if isinstance(select, functools.partial):
+        if score is None:
+            raise ConfigError("select=scored needs a score to decide by: choose score=residual, or select=random_elite")
+        with naming("select"):
+            select = select(score, model.elite_count)
+    elif truncate is not None and rollout.truncate.signal == "score":
+        raise ConfigError(
+            "rollout.truncate.signal=score: select=random_elite rates nothing; choose select=scored, or "
+            "rollout.truncate.signal=candidate_spread"
+        )
+    if isinstance(truncate, functools.partial):
+        std = (data.next_obs - data.obs).std(0, correction=0)
+        with naming("truncate"):
+            truncate = truncate(torch.where(std > 0, std, torch.ones_like(std)).to(model.device))
     clip = None
     if rollout.clip is not None:
         clip = Clip(
@@ -433,10 +478,9 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
         )
     if rollout.members not in ("all", "elites"):
         raise ConfigError(f"rollout.members={rollout.members}: it is all or elites")
-    select = instantiate(rollout.select)
     others = [instantiate(part) for part in rollout.others.values() if part is not None]
     # Only then is one elite for each lane enough.
-    alone = penalise is None and not rollout.truncate and not others and isinstance(select, RandomElite)
+    alone = penalise is None and truncate is None and not others and isinstance(select, RandomElite)
     chunk = rollout.chunk
     if chunk == "auto":
         cached = 5000 if alone else 1000  # lanes whose activations a CPU's cache holds
@@ -449,7 +493,7 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: GaussianEnsemble
             clip=clip,
             terminate=Terminate(problem.task.termination),
             penalise=penalise,
-            truncate=instantiate(rollout.truncate) if rollout.truncate else None,
+            truncate=truncate,
             others=others,
         ),
         length=rollout.length,
@@ -477,6 +521,39 @@ def dynamics_settings(cfg: DictConfig) -> Mapping[str, Any]:
     settings = OmegaConf.to_container(cfg.dynamics)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
+
+
+def score_settings(cfg: DictConfig) -> Mapping[str, Any]:
+    """What the store's key of a score depends on: its own settings and those of the model that it judges."""
+    settings = OmegaConf.to_container(cfg.score)
+    return {"score": settings, "dynamics": dynamics_settings(cfg)}
+
+
+def score_name(cfg: DictConfig) -> str:
+    """The option of group score that a run's score is made like."""
+    for path in sorted((config_folder() / "score").glob("*.yaml")):
+        if OmegaConf.select(OmegaConf.load(path), "_target_") == cfg.score._target_:
+            return path.stem
+    return str(cfg.score._target_).rpartition(".")[2]
+
+
+def with_score(cfg: DictConfig, task: Task, name: str) -> DictConfig:
+    """A run's configuration with another score, as that option's file has it.
+
+    Raises:
+        ConfigError: there is no such score.
+    """
+    options = sorted(path.stem for path in (config_folder() / "score").glob("*.yaml") if path.stem != "none")
+    if name not in options:
+        raise ConfigError(f"score={name}: no such option{hint(name, options)} (score has {', '.join(options)})")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        option = compose("train", overrides=[f"score={name}"]).score
+    GlobalHydra.instance().clear()
+    changed = OmegaConf.create(OmegaConf.to_container(cfg))
+    changed.score = OmegaConf.create(OmegaConf.to_container(option))
+    assert isinstance(changed, DictConfig)
+    return resolve(changed, task)
 
 
 def find_run_task(cfg: DictConfig, meta: Mapping[str, Any]) -> Task:

@@ -224,17 +224,8 @@ class RunLogger:
 
         `total` is None where nobody knows when the work will be done.
         """
-        bar: ProgressBar
-        if self.console.quiet:
-            bar = ProgressBar()
-        elif self.console.is_terminal:
-            bar = _LiveBar(self.console, description, total, completed)
-        else:
-            bar = _PlainBar(self.console, description, total, completed)
-        try:
+        with progress_bar(self.console, description, total, completed) as bar:
             yield bar
-        finally:
-            bar.close()
 
     def _read(self) -> dict[str, list[float]]:
         """All sums as Python numbers, by one transfer (and one more if some were added as host numbers)."""
@@ -468,7 +459,10 @@ class _Wandb:
 
 
 class ProgressBar:
-    """Counts work done and shows it every `interval` seconds. This base shows nothing: it is the quiet one."""
+    """Counts work done and shows it every `interval` seconds. This base shows nothing: it is the quiet one.
+
+    Whoever learns only on the way how much there is to do sets `total`.
+    """
 
     def __init__(self, total: int | None = 0, completed: int = 0, interval: float = math.inf) -> None:
         self.total = total
@@ -497,6 +491,25 @@ class ProgressBar:
 
     def _field_text(self) -> str:
         return "  ".join(f"{name}={value}" for name, value in self.fields.items())
+
+
+@contextmanager
+def progress_bar(console: Console, description: str, total: int | None, completed: int = 0) -> Iterator[ProgressBar]:
+    """A bar to `update` as work is done: live on a terminal, elsewhere a plain line every ten seconds at most.
+
+    `total` is None where nobody knows when the work will be done.
+    """
+    bar: ProgressBar
+    if console.quiet:
+        bar = ProgressBar()
+    elif console.is_terminal:
+        bar = _LiveBar(console, description, total, completed)
+    else:
+        bar = _PlainBar(console, description, total, completed)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 class _PlainBar(ProgressBar):
@@ -541,7 +554,7 @@ class _LiveBar(ProgressBar):
         self._progress.start()
 
     def show(self) -> None:
-        self._progress.update(self._task, completed=self.completed, text=self._field_text())
+        self._progress.update(self._task, total=self.total, completed=self.completed, text=self._field_text())
 
     def close(self) -> None:
         self.show()

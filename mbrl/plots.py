@@ -63,7 +63,7 @@ def learning_curve(run_dir: Path) -> Path:
     axes.set_title(known.get("label") or run.path.resolve().name, fontsize=11)
     # Below the axes: inside, it hides a curve sooner or later.
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, run.path / "learning_curve.png")
+    return save_figure(figure, run.path / "learning_curve.png")
 
 
 def model_curve(run_dir: Path) -> Path:
@@ -98,7 +98,7 @@ def model_curve(run_dir: Path) -> Path:
         axes.set_title(name, fontsize=9)
     figure.suptitle(f"{run.meta.get('label') or run.path.resolve().name}: the model's and the learner's own view")
     figure.supxlabel("updates", fontsize=10)
-    return _save(figure, run.path / "model_curve.png")
+    return save_figure(figure, run.path / "model_curve.png")
 
 
 def _constant(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> bool:
@@ -140,6 +140,7 @@ def _score_scale(returns: FloatArray, scores: FloatArray | None) -> tuple[float,
     return (slope, float(scores.flat[low] - slope * returns.flat[low])) if slope > 0 else None
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG atomically."""
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
     return path

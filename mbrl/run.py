@@ -20,16 +20,21 @@ from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped
-from mbrl.dynamics.store import FitInterrupted, fit_or_load, store_key
+from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json
+from mbrl.rollout.filters import Truncate
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
+from mbrl.score import CODE as SCORE_CODE
+from mbrl.score.baselines import ClosestToMean
+from mbrl.score.fitting import ScoreReport
+from mbrl.score.quality import held_out_ranking
 from mbrl.train import OfflineTraining
-from mbrl.types import DynamicsModel, StateDict, Stateful
+from mbrl.types import DynamicsModel, Fittable, StateDict, Stateful
 
 INTERRUPTED = 130
 
@@ -157,6 +162,12 @@ def show_fit(bar: ProgressBar, report: FitReport) -> None:
     bar.update(1, **{"holdout error": float(report.holdout.mean()), "best": best}, loss=float(report.train_loss.mean()))
 
 
+def show_score_fit(bar: ProgressBar, report: ScoreReport) -> None:
+    """Some steps of a score's fit are done."""
+    bar.total = report.total
+    bar.update(report.done - bar.completed, **{name: float(value.mean()) for name, value in report.metrics.items()})
+
+
 class Run:
     """One training run: the parts, made from the configuration, and their lives.
 
@@ -185,7 +196,8 @@ class Run:
         self.schedule = compose.build_schedule(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
-        self.imagination = compose.build_imagination(cfg, problem, self.model)
+        self.score = compose.build_score(cfg, problem, self.seeds, self.device)
+        self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
         self.memory = plan_memory(
             rows=len(problem.dataset.transitions.reward),
             obs_dim=obs_dim,
@@ -212,8 +224,9 @@ class Run:
         """Fit or load the model, train, evaluate, save; the exit status."""
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
-            if not self.fit_model(stop):
+            if not (self.fit_model(stop) and self.fit_score(stop)):
                 return self.interrupted("train", None)
+            self.calibrate()
             training = OfflineTraining(
                 learner=self.learner,
                 table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
@@ -244,10 +257,14 @@ class Run:
             return self.finished(training.step)
 
     def fit_only(self) -> int:
-        """`mbrl fit`: the model, and nothing else."""
+        """`mbrl fit`: the model and the score, and nothing else."""
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
-            if not (self.fit_model(stop) and self.check_model(stop, gate=self.cfg.fit_gate is not False, whole=True)):
+            if not (
+                self.fit_model(stop)
+                and self.check_model(stop, gate=self.cfg.fit_gate is not False, whole=True)
+                and self.fit_score(stop)
+            ):
                 return self.interrupted("fit", None)
             self.run.write_meta(status="finished")
             self.logger.close("finished")
@@ -363,6 +380,67 @@ class Run:
         self.logger.log_event(0, values)
         return True
 
+    def fit_score(self, stop: StopRequest) -> bool:
+        """Make the score a fitted one, as the model before it, and judge it; False if asked to stop."""
+        cfg, score, model, data = self.cfg, self.score, self.model, self.problem.dataset.transitions
+        if score is None:
+            return True
+        noted: dict[str, Any] = {}
+        if isinstance(score, Fittable):
+            key = store_key(self.problem.dataset.hash, compose.score_settings(cfg), (*CODE, *SCORE_CODE))
+            with self.logger.progress("fitting the score", total=1) as bar:
+                try:
+                    source = fit_or_load(
+                        score,
+                        data,
+                        model,
+                        key=key,
+                        root=Path(cfg.store).expanduser(),
+                        scratch=self.run.path / "score",
+                        save_seconds=self.schedule.checkpoint_seconds,
+                        on_progress=lambda report: show_score_fit(bar, report),
+                        should_stop=lambda: stop.requested,
+                    )
+                except FitInterrupted:
+                    return False
+            if source == "run" and "score" in self.run.meta:  # a resumed run's score is judged already
+                return True
+            if source == "store":
+                self.say(f"score from the store ({key})")
+            noted = {"key": key, "from": source}
+        ranking = held_out_ranking({"score": score}, model, data)
+        own, closest = ranking["score"], ranking["closest_to_mean"]
+        (self.run.path / "score").mkdir(exist_ok=True)  # a score that is not fitted has left nothing there
+        write_json(
+            self.run.path / "score" / "quality.json",
+            {name: {key: value.tolist() for key, value in row.items()} for name, row in ranking.items()},
+        )
+        self.run.write_meta(score=noted | {key: own[key].tolist() for key in ("ratio", "pn", "low", "high")})
+        self.say(
+            f"the candidate that the score takes has {float(own['ratio'].mean()):.3f} of the mean candidate's error on "
+            f"held-out rows; the one closest to the mean has {float(closest['ratio'].mean()):.3f}"
+        )
+        if not (isinstance(score, ClosestToMean) or bool((own["high"] < 0).all())):
+            low, high = float(own["low"].mean()), float(own["high"].mean())
+            self.say(
+                f"note: the score ranks no better than the distance to the mean (95 % interval of the difference "
+                f"{low:+.3f} to {high:+.3f}): this filter has no ranking value here. score=closest_to_mean is as good "
+                "and free; a better dynamics fit does more than a filter (docs/belief.md)",
+                "yellow",
+            )
+        return True
+
+    def calibrate(self) -> None:
+        """Thresholds that are a quantile of held-out rows become numbers."""
+        rows = self.problem.dataset.transitions
+        held_out = self.model.split(len(rows.reward)).holdout.cpu()
+        obs, action = rows.obs[held_out].to(self.device), rows.action[held_out].to(self.device)
+        sources = [generator(seed, "truncate", device=self.device) for seed in self.seeds]
+        self.imagination.calibrate(obs, action, sources)
+        for part in self.imagination.filters.filters:
+            if isinstance(part, Truncate):
+                self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
+
     def make_evaluator(self) -> Evaluator | None:
         """Environments for all seeds and episodes; None where there is no simulator."""
         task, dataset = self.problem.task, self.problem.dataset
@@ -449,7 +527,7 @@ class Run:
     def interrupted(self, verb: str, step: int | None) -> int:
         """Saved, and told how to go on; `step` is None within the fit."""
         self.summarise("interrupted", step or 0)
-        where = "in the fit of the dynamics model" if step is None else f"at update {step:,}"
+        where = "in the fits" if step is None else f"at update {step:,}"
         self.say(f"stopped {where} and saved; go on with: mbrl {verb} resume={self.run.path}")
         return INTERRUPTED
 

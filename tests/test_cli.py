@@ -20,7 +20,7 @@ from mbrl import compose
 from mbrl.cli import main
 from mbrl.data.builtin import pendulum_log
 
-VERBS = ("train", "fit", "collect", "inspect", "eval")
+VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose")
 TINY = [
     "updates=40",
     "batch_size=16",
@@ -116,7 +116,7 @@ def test_help_of_train_lists_the_options_there_are(capsys: pytest.CaptureFixture
     assert "{" not in said
 
 
-@pytest.mark.parametrize("verb", ["inspect", "eval"])
+@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose"])
 def test_verbs_that_need_a_word_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb]) == 2
     assert f"usage: mbrl {verb}" in capsys.readouterr().err

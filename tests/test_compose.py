@@ -75,11 +75,13 @@ def test_config_folder_of_a_checkout_and_of_a_wheel(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_composes_and_its_parts_are_made(group: str, option: str) -> None:
-    cfg = composed(f"{group}=[{option}]" if group == "filter" else f"{group}={option}")
+    needed = ["score=closest_to_mean"] if (group, option) == ("select", "scored") else []
+    cfg = composed(f"{group}=[{option}]" if group == "filter" else f"{group}={option}", *needed)
     problem = compose.load_problem(cfg)
     model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
     learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
-    imagination = compose.build_imagination(cfg, problem, model)
+    score = compose.build_score(cfg, problem, [0], torch.device("cpu"))
+    imagination = compose.build_imagination(cfg, problem, model, score)
     assert isinstance(model, GaussianEnsemble)
     assert isinstance(learner, SAC)
     assert imagination.length == cfg.rollout.length
@@ -147,13 +149,15 @@ def parts_of(*overrides: str) -> list[str]:
     cfg = composed(*overrides)
     problem = compose.load_problem(cfg)
     model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
-    return [type(part).__name__ for part in compose.build_imagination(cfg, problem, model).filters.filters]
+    score = compose.build_score(cfg, problem, [0], torch.device("cpu"))
+    return [type(part).__name__ for part in compose.build_imagination(cfg, problem, model, score).filters.filters]
 
 
 def test_filters_come_in_their_order() -> None:
     assert parts_of() == ["Clip", "Terminate", "Penalise"]
     assert parts_of("penalty=none") == ["Clip", "Terminate"]
     assert parts_of("filter=[]") == parts_of()
+    assert parts_of("filter=[truncate]") == parts_of("filter=[morec]") == ["Clip", "Terminate", "Penalise", "Truncate"]
 
 
 def test_no_clip_lifts_the_limits() -> None:
@@ -251,6 +255,13 @@ def test_own_data_in_a_known_environment_take_its_family_row(tmp_path: Path) -> 
     assert cfg.dynamics.hidden == [200, 200, 200, 200]
 
 
+def defaults(path: Path) -> set[str]:
+    """Keys that a table has for every task; `<overlay>_<algo>.yaml` stands on `<overlay>.yaml` and `<algo>.yaml`."""
+    stems = [path.stem, *path.stem.split("_", 1)]
+    tables = [OmegaConf.load(p) for stem in stems if (p := path.with_name(f"{stem}.yaml")).exists()]
+    return {str(key) for table in tables for key in table.get("default", {})}
+
+
 @pytest.mark.parametrize("path", TUNED, ids=lambda path: path.stem)
 def test_every_tuned_row_names_a_task_or_family_and_only_known_keys(path: Path) -> None:
     table = OmegaConf.to_container(OmegaConf.load(path))
@@ -258,7 +269,7 @@ def test_every_tuned_row_names_a_task_or_family_and_only_known_keys(path: Path) 
     known = {"default"} | {word for task in all_tasks() for word in (task.name, task.family)}
     assert set(table) <= known, sorted(set(table) - known)
     for row, values in table.items():
-        assert set(values) <= set(table["default"]), row
+        assert set(values) <= defaults(path), row
 
 
 def test_every_tuned_key_is_used_and_every_used_key_is_there() -> None:
@@ -266,8 +277,59 @@ def test_every_tuned_key_is_used_and_every_used_key_is_there() -> None:
     for path in TUNED:
         table = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(table, dict)
-        for key in table["default"]:
+        for key in table.get("default", {}):
             assert f"${{tuned:{key}}}" in text, key
+
+
+def test_a_filters_table_wins_over_the_algorithms() -> None:
+    task = find_task("hopper-random-v2")
+    plain, morec = composed(task=task), composed("filter=[morec]", task=task)
+    assert (plain.rollout.length, plain.rollout.lanes, plain.rollout.penalise.coefficient) == (5, 50_000, 5.0)
+    assert (morec.rollout.length, morec.rollout.lanes, morec.rollout.penalise.coefficient) == (100, 2000, 10)
+    assert morec.rollout.select.pick == "argmax"  # of the recommended filter always
+    published = composed("filter=[morec_published]", task=task)
+    assert (published.rollout.truncate.signal, published.rollout.truncate.threshold) == ("score", 0.6)
+    assert published.rollout.select.pick == "argmax"
+    softmax = composed("filter=[morec_published]", task=find_task("hopper-medium-v2"))
+    assert (softmax.rollout.select.pick, softmax.rollout.select.temperature) == ("softmax", 0.1)
+    fixed = composed("filter=[morec]", task=find_task("Hopper-v3-high"))
+    assert (fixed.learner.initial_temperature, fixed.learner.temperature_learning_rate) == (0.2, 0.0)
+    assert fixed.real_ratio == 0.5
+    own = composed("filter=[morec]", task=task_for("x.npz", "Swimmer-v5"))  # a task without a row
+    assert (own.rollout.length, own.rollout.penalise.coefficient) == (100, 1.0)
+    assert composed("filter=[morec]", "rollout.length=7", task=task).rollout.length == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["select=scored"], "select=scored needs a score to decide by: choose score=residual"),
+        (["filter=[truncate]", "rollout.truncate.signal=score"], "select=random_elite rates nothing; choose select=sc"),
+        (["filter=[morec]", "rollout.select.pick=best"], "^select: rollout.select.pick=best is unknown"),
+        (["filter=[morec]", "rollout.truncate.quantile=null"], "^truncate: rollout.truncate.quantile=None"),
+        (["filter=[morec]", "score=closest_to_mean", "rollout.select.pick=corrected_mean"], "choose score=residual"),
+    ],
+)
+def test_filters_that_lack_something_say_what(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parts_of(*words)
+
+
+def test_a_run_with_another_score() -> None:
+    cfg = composed("filter=[morec]")
+    assert compose.score_name(cfg) == "residual"
+    other = compose.with_score(cfg, find_task("pendulum"), "adversarial_mixture")
+    assert (other.score.inputs, other.score.iterations) == ("standardised", 2000)  # of its own file, and of its base
+    assert cfg.score != other.score
+    assert {k: v for k, v in other.items() if k != "score"} == {k: v for k, v in cfg.items() if k != "score"}
+    with pytest.raises(ConfigError, match=r"score=none: no such option"):
+        compose.with_score(cfg, find_task("pendulum"), "none")
+
+
+def test_a_filter_without_a_score_fits_none() -> None:
+    cfg = composed("filter=[truncate]")
+    assert cfg.score is None
+    assert compose.build_score(cfg, compose.load_problem(cfg), [0], torch.device("cpu")) is None
 
 
 def test_a_missing_tuned_key_is_named(tmp_path: Path) -> None:

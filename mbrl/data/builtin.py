@@ -2,6 +2,7 @@
 
 `builtin:pendulum` is a mixed, mediocre log of Gymnasium's `Pendulum-v1`: uniform and smooth random torques, and a weak,
 noisy swing-up controller that succeeds sometimes. `builtin:pendulum-random` has uniform random torques alone.
+`builtin:refrigerator` is described in `mbrl.data.refrigerator`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mbrl.data.refrigerator import refrigerator_log
+
 Floats = npt.NDArray[np.float64]
 
 VERSION = 1
 EPISODES = 200
 STEPS = 200
 MAX_TORQUE = 2.0
-BUILTIN = ("pendulum", "pendulum-random")
+BUILTIN = ("pendulum", "pendulum-random", "refrigerator")
 
 
 def cache_folder() -> Path:
@@ -38,7 +41,8 @@ def builtin_file(name: str) -> Path:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz.part")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, **pendulum_log(controlled=name == "pendulum"))  # type: ignore[arg-type]
+                log = refrigerator_log() if name == "refrigerator" else pendulum_log(controlled=name == "pendulum")
+                np.savez(file, **log)  # type: ignore[arg-type]
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from mbrl.data import refrigerator
 from mbrl.data import termination as rules
 from mbrl.data.validate import nearest
 from mbrl.types import Termination
@@ -309,6 +310,18 @@ def _builtin() -> Iterable[Task]:
         reference=None,
         family="pendulum",
         label=_label("built-in pendulum", "Pendulum-v1"),
+        notes=(_RAW,),
+    )
+    yield Task(
+        name="refrigerator",
+        dataset="builtin:refrigerator",
+        env=refrigerator.ENV,
+        env_kwargs={},
+        horizon=refrigerator.HORIZON,
+        termination=rules.never,
+        reference=None,
+        family="refrigerator",
+        label=_label("built-in refrigerator", refrigerator.ENV),
         notes=(_RAW,),
     )
 

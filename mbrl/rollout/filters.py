@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from mbrl.rollout.uncertainty import DISAGREEMENTS, Uncertainty
+from mbrl.rollout.uncertainty import DISAGREEMENTS, Uncertainty, max_aleatoric, mixture_spread
 from mbrl.types import Filter, Imagined, Termination, Transition
 
 
@@ -73,6 +74,81 @@ class Penalise:
         finite = torch.isfinite(penalty)
         reward = torch.where(finite, step.reward - penalty, step.reward)
         return step._replace(reward=reward, keep=step.keep & finite, alive=step.alive & finite)
+
+
+Signal = Literal["score", "max_std", "candidate_spread"]
+
+
+class Truncate:
+    """Ends a lane whose step is not believed, and drops that step (MOREC, Luo et al. 2024, with its score).
+
+    A row that ends the task is kept whatever the signal says, and `terminal` is never written.
+
+    Args:
+        scale: (O,) standard deviation of the data's one-step changes, the unit of `candidate_spread`.
+        signal: `score`, of the state that the selector chose: low is doubtful. `max_std`, the largest norm of a
+            member's predicted std, and `candidate_spread`, the std of the members' mixture: high is doubtful, and both
+            are there without a score.
+        threshold: where doubt begins; None: see `quantile`.
+        quantile: share of held-out rows that is more doubtful than the threshold, which `calibrate` then finds.
+        minimum_length: the first so many steps of a lane are never cut.
+
+    Raises:
+        ValueError: an unknown signal, a quantile outside [0, 1], or neither threshold nor quantile.
+        RuntimeError: from a call, where the threshold is a quantile and `calibrate` has not been called.
+    """
+
+    def __init__(
+        self,
+        scale: Tensor,
+        *,
+        signal: Signal = "candidate_spread",
+        threshold: float | None = None,
+        quantile: float | None = 0.05,
+        minimum_length: int = 0,
+    ) -> None:
+        if signal not in get_args(Signal):
+            raise ValueError(f"rollout.truncate.signal={signal} is unknown; it is {', '.join(get_args(Signal))}")
+        if threshold is None and (quantile is None or not 0 <= quantile <= 1):
+            raise ValueError(
+                f"rollout.truncate.quantile={quantile} must lie between 0 and 1, or rollout.truncate.threshold be given"
+            )
+        self.scale, self.signal = scale, signal
+        self.quantile = quantile if threshold is None else None
+        self.minimum_length = minimum_length
+        # Inside, high is doubtful always; (S, 1) once calibrated.
+        self.limit = None if threshold is None else scale.new_tensor([[-threshold if signal == "score" else threshold]])
+
+    def doubt(self, step: Imagined) -> Tensor:
+        """The signal (S, N), high where the step is doubtful."""
+        if self.signal == "score":
+            return -step.score
+        if self.signal == "max_std":
+            return max_aleatoric(step.prediction)
+        return mixture_spread(step.prediction, self.scale)
+
+    def calibrate(self, held_out: Imagined) -> None:
+        """Set the threshold of every seed to the quantile of its held-out steps (S, N); a given one stays."""
+        if self.quantile is not None:
+            self.limit = self.doubt(held_out).quantile(1.0 - self.quantile, dim=-1, keepdim=True)
+
+    def threshold(self) -> list[float]:
+        """The threshold as the signal has it, of every seed or one for all."""
+        limit = self._limit()
+        values: list[float] = (-limit if self.signal == "score" else limit).flatten().tolist()
+        return values
+
+    def __call__(self, step: Imagined, t: int) -> Imagined:
+        """Only `keep` and `alive` change."""
+        if t < self.minimum_length:
+            return step
+        good = step.terminal | (self.doubt(step) <= self._limit())  # a doubt that is not a number is a doubt
+        return step._replace(keep=step.keep & good, alive=step.alive & good)
+
+    def _limit(self) -> Tensor:
+        if self.limit is None:
+            raise RuntimeError("a truncation by quantile needs held-out steps first: call `calibrate`")
+        return self.limit
 
 
 class FilterChain:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
 from mbrl.nets import rand, randn
-from mbrl.rollout.filters import FilterChain
+from mbrl.rollout.filters import FilterChain, Truncate
 from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, Simulator, StochasticPolicy, Transition
 
 
@@ -49,24 +49,43 @@ class Imagination:
         noise = randn((lanes, action_size + self.select.noise_size(outputs)), generators)
         uniform = rand((lanes,), generators)
         action = self.actions(obs, policy, self.model, noise[..., :action_size])
+        return self.filters(self.guess(obs, action, alive, noise[..., action_size:], uniform), t)
+
+    def guess(self, obs: Tensor, action: Tensor, alive: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
+        """Predict and select, before any filter: noise (S, N, of the selector), uniform (S, N)."""
         if self.simulator is None:
             prediction, elites = self.model.predict(obs, action), self.model.elites
         else:
             prediction = self.simulator.predict_one(obs, action, uniform)
             elites = self.model.elites.new_zeros(len(self.model.elites), 1)
-        next_obs, reward, score = self.select(obs, action, prediction, elites, noise[..., action_size:], uniform)
+        next_obs, reward, score = self.select(obs, action, prediction, elites, noise, uniform)
         terminal = torch.zeros_like(alive)
-        return self.filters(Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction), t)
+        return Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction)
+
+    @torch.no_grad()
+    def calibrate(self, obs: Tensor, action: Tensor, generators: Sequence[torch.Generator]) -> None:
+        """Find the thresholds that filters take from held-out rows: obs (S, N, O), action (S, N, A).
+
+        Once, as soon as model and score are fitted.
+        """
+        for part in self.filters.filters:
+            if isinstance(part, Truncate):
+                lanes = obs.shape[-2]
+                noise = randn((lanes, self.select.noise_size(obs.shape[-1] + 1)), generators)
+                alive = torch.ones(obs.shape[:-1], dtype=torch.bool, device=obs.device)
+                part.calibrate(self.guess(obs, action, alive, noise, rand((lanes,), generators)))
 
     def fill(
         self, table: ReplayTable, lanes: int, policy: StochasticPolicy, generators: Sequence[torch.Generator]
     ) -> Metrics:
         """Imagine from `lanes` real states per seed and write the kept rows into the table.
 
-        Returns metrics (S,): share of kept rows, share of terminal ones, mean reward as stored, mean score.
+        Returns metrics (S,): `kept`, rows kept of those that lanes of full length would make; `cut`, steps of living
+        lanes that were not believed; of the kept rows `terminal`, the share of terminal ones, and the mean `reward` as
+        stored and `score`.
         """
         seeds = table.seeds
-        totals = torch.zeros((5, seeds), device=table.rows.device)
+        totals = torch.zeros((6, seeds), device=table.rows.device)
         for begin in range(0, lanes, self.chunk):
             width = min(self.chunk, lanes - begin)
             obs = table.starts(rand((width,), generators, dtype=torch.float64))
@@ -84,6 +103,7 @@ class Imagination:
                 totals += torch.stack(
                     [
                         torch.full_like(kept[:, 0], width),
+                        alive.sum(-1),
                         kept.sum(-1),
                         (done.terminal * kept).sum(-1),
                         (done.reward * kept).sum(-1),
@@ -92,10 +112,11 @@ class Imagination:
                 )
                 obs, alive = done.next_obs, done.alive
             table.write(rows.flatten(1, 2), keep.flatten(1, 2))
-        asked, kept_rows, terminals, reward, score = totals
+        asked, lived, kept_rows, terminals, reward, score = totals
         rows_kept = kept_rows.clamp(min=1)
         return {
             "kept": kept_rows / asked,
+            "cut": 1.0 - kept_rows / lived,
             "terminal": terminals / rows_kept,
             "reward": reward / rows_kept,
             "score": score / rows_kept,

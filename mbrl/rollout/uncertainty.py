@@ -32,5 +32,19 @@ def ensemble_std(prediction: Prediction) -> Tensor:
     return prediction.mean[..., :-1].var(-3, correction=0).mean(-1).sqrt()
 
 
+def mixture_spread(prediction: Prediction, scale: Tensor) -> Tensor:
+    """Std of the members' equal mixture: root mean square over observation dimensions, in units of `scale`.
+
+    It is what samples of all members spread, without drawing any: mean of the variances plus variance of the means.
+
+    Args:
+        prediction: (*, E, N, O+1).
+        scale: (O,) or (*, 1, O), the unit of every dimension.
+    """
+    aleatoric = prediction.std[..., :-1].square().mean(-3)
+    epistemic = prediction.mean[..., :-1].var(-3, correction=0)
+    return ((aleatoric + epistemic) / scale.square()).mean(-1).sqrt()
+
+
 DISAGREEMENTS: tuple[Uncertainty, ...] = (max_pairwise, ensemble_std)
 """Those that are 0 for a single model."""

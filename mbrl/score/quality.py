@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.nets import generator, rand, randn
+from mbrl.rollout.select import draw_candidates
 from mbrl.score.baselines import ClosestToMean, distance
 from mbrl.score.rows import EnsembleRows, root_mean_square
-from mbrl.types import Metrics, Prediction, Score, Transition
+from mbrl.types import Metrics, Score, Transition
 
 
 def candidate_errors(candidates: Tensor, truth: Tensor, scale: Tensor) -> Tensor:
@@ -123,13 +124,6 @@ def paired_interval(
     difference = difference / everyone.unsqueeze(-2).expand(expand).gather(-1, pick).mean(-1)
     low, high = difference.quantile(torch.tensor([0.025, 0.975], device=errors.device), dim=-1)
     return low, high
-
-
-def draw_candidates(prediction: Prediction, elites: Tensor, noise: Tensor) -> Tensor:
-    """Samples of every elite: noise (S, n*k, N, O+1) standard normal, k the number of elites -> same shape."""
-    mean, std = prediction.of(elites)
-    times = noise.shape[-3] // elites.shape[-1]
-    return mean.repeat(1, times, 1, 1) + std.repeat(1, times, 1, 1) * noise
 
 
 @torch.no_grad()

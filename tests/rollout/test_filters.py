@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
+from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate, Truncate
 from mbrl.rollout.uncertainty import ensemble_std, max_aleatoric, max_pairwise
 from mbrl.types import Filter, Imagined, Prediction, Transition
 
@@ -34,7 +35,7 @@ def above_one(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     return next_obs[..., 0] > 1.0
 
 
-class Truncate:
+class Distrust:
     """Distrusts rows whose next observation is above a limit: not kept, the lane ends, no terminal."""
 
     def __init__(self, limit: float) -> None:
@@ -59,6 +60,9 @@ ALL: list[Filter] = [
     Penalise(max_aleatoric, 1.0),
     Penalise(max_pairwise, 1.0),
     Penalise(ensemble_std, 1.0),
+    Truncate(torch.ones(2), threshold=1.0),
+    Truncate(torch.ones(2), signal="max_std", threshold=1.0),
+    Truncate(torch.ones(2), signal="score", threshold=0.5),
     FilterChain(clip=Clip(data()), terminate=Terminate(above_one)),
 ]
 
@@ -146,7 +150,7 @@ def test_termination_sees_the_clipped_state() -> None:
 
 def test_penalty_does_not_depend_on_who_is_cut() -> None:
     before = step(torch.tensor([[[0.5, 0.0], [2.0, 0.0], [0.7, 0.0]]]))
-    chain = FilterChain(truncate=Truncate(0.6), penalise=Penalise(max_aleatoric, 1.0), terminate=Terminate(above_one))
+    chain = FilterChain(truncate=Distrust(0.6), penalise=Penalise(max_aleatoric, 1.0), terminate=Terminate(above_one))
     out = chain(before, 0)
     torch.testing.assert_close(out.reward, 1.0 - max_aleatoric(before.prediction))
     assert out.keep[0].tolist() == [True, False, False]
@@ -170,7 +174,7 @@ def test_truncation_comes_after_termination_and_never_writes_terminal() -> None:
     )  # fmt: skip
     chain(step(torch.zeros(1, 1, 2)), 3)
     assert names == ["clip3", "terminate3", "penalise3", "truncate3", "o3", "p3"]
-    out = FilterChain(truncate=Truncate(0.0))(step(torch.full((1, 2, 2), 0.5)), 0)
+    out = FilterChain(truncate=Distrust(0.0))(step(torch.full((1, 2, 2), 0.5)), 0)
     assert not out.terminal.any()
     assert not out.keep.any()
 
@@ -178,7 +182,7 @@ def test_truncation_comes_after_termination_and_never_writes_terminal() -> None:
 def test_no_filter_brings_back_what_another_has_dropped() -> None:
     next_obs = torch.tensor([[[0.5, 0.0], [math.nan, 0.0], [0.9, 0.0], [0.2, 0.0]]])
     dead = torch.tensor([[True, True, True, False]])
-    chain = FilterChain(clip=Clip(data()), truncate=Truncate(0.6), others=[Revive()])
+    chain = FilterChain(clip=Clip(data()), truncate=Distrust(0.6), others=[Revive()])
     out = chain(step(next_obs, alive=dead), 0)
     assert out.alive[0].tolist() == [True, False, False, False]
     assert out.keep[0].tolist() == [True, False, False, False]
@@ -199,3 +203,78 @@ def test_an_empty_chain_believes_everything() -> None:
     before = step(torch.randn(2, 5, 3))
     for then, now in zip(before[:-1], FilterChain()(before, 0)[:-1], strict=True):
         assert torch.equal(then, now)
+
+
+# -- truncation --------------------------------------------------------------------------------------------------------
+
+
+def scored(scores: list[float]) -> Imagined:
+    """Lanes of one seed with these scores."""
+    return step(torch.zeros(1, len(scores), 2))._replace(score=torch.tensor([scores]))
+
+
+def test_rows_with_a_low_score_are_dropped_and_their_lane_ends() -> None:
+    out = Truncate(torch.ones(2), signal="score", threshold=0.6)(scored([0.59, 0.6, 1.3, math.nan]), 0)
+    assert out.keep[0].tolist() == [False, True, True, False]
+    assert out.alive[0].tolist() == [False, True, True, False]
+    assert not out.terminal.any()
+
+
+def test_an_end_of_the_task_is_kept_however_low_its_score() -> None:
+    chain = FilterChain(terminate=Terminate(above_one), truncate=Truncate(torch.ones(2), signal="score", threshold=0.6))
+    before = step(torch.tensor([[[2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]]))._replace(score=torch.tensor([[0.1, 0.1, 0.9]]))
+    out = chain(before, 5)
+    assert out.terminal[0].tolist() == [True, False, True]
+    assert out.keep[0].tolist() == [True, False, True]
+    assert out.alive[0].tolist() == [False, False, False]
+
+
+def test_the_first_steps_are_not_cut() -> None:
+    truncate = Truncate(torch.ones(2), signal="score", threshold=0.6, minimum_length=2)
+    assert [bool(truncate(scored([0.1]), t).keep.any()) for t in range(4)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("signal", ["max_std", "candidate_spread"])
+def test_free_signals_cut_where_the_model_spreads(signal: Any) -> None:
+    before = step(torch.zeros(1, 3, 2))
+    std = torch.tensor([0.1, 0.5, 2.0]).view(1, 1, 3, 1).expand(1, 4, 3, 3)
+    before = before._replace(prediction=Prediction(torch.zeros_like(std), std))
+    out = Truncate(torch.ones(2), signal=signal, threshold=1.0)(before, 0)
+    assert out.keep[0].tolist() == [True, True, False]
+
+
+def test_a_quantile_of_held_out_rows_is_each_seeds_threshold() -> None:
+    truncate = Truncate(torch.ones(2), signal="score", quantile=0.25)
+    with pytest.raises(RuntimeError, match="call `calibrate`"):
+        truncate(scored([0.0]), 0)
+    scores = torch.stack([torch.arange(101.0), torch.arange(101.0) + 1000.0])
+    held_out = step(torch.zeros(2, 101, 2))._replace(score=scores)
+    truncate.calibrate(held_out)
+    assert truncate.threshold() == [25.0, 1025.0]
+    assert truncate(held_out, 0).keep.sum(-1).tolist() == [76, 76]
+    spread = Truncate(torch.ones(2), quantile=0.25)
+    held_out = held_out._replace(
+        prediction=Prediction(torch.zeros(2, 4, 101, 3), scores.view(2, 1, 101, 1).expand(2, 4, 101, 3))
+    )
+    spread.calibrate(held_out)
+    assert spread.threshold() == [75.0, 1075.0]
+    assert spread(held_out, 0).keep.sum(-1).tolist() == [76, 76]
+
+
+def test_a_given_threshold_is_not_calibrated() -> None:
+    truncate = Truncate(torch.ones(2), signal="score", threshold=0.6, quantile=0.25)
+    truncate.calibrate(scored([5.0, 6.0]))
+    assert truncate.threshold() == [pytest.approx(0.6)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"signal": "doubt"}, "signal=doubt is unknown; it is score, max_std, candidate_spread"),
+        ({"quantile": 5}, "quantile=5 must lie between 0 and 1, or rollout.truncate.threshold be given"),
+        ({"quantile": None}, "quantile=None must lie between 0 and 1"),
+    ],
+)
+def test_truncations_that_mean_nothing_are_refused(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Truncate(torch.ones(2), **words)

@@ -11,7 +11,7 @@ from mbrl.data.ring import ReplayTable
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.nets import generator, randn
 from mbrl.rollout.actions import PolicyActions
-from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
+from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate, Truncate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
@@ -30,7 +30,7 @@ def above(limit: float) -> Terminate:
     return Terminate(lambda obs, action, next_obs: next_obs[..., 0] > limit)
 
 
-class Truncate:
+class Distrust:
     """Distrusts next observations above a limit."""
 
     def __init__(self, limit: float) -> None:
@@ -71,7 +71,7 @@ def test_rows_computed_by_hand() -> None:
         [2, 1, 2, 3, 0, 0], [2, 1, 2, 3, 0, 0],
     ]  # fmt: skip
     assert {name: value.tolist() for name, value in metrics.items()} == {
-        "kept": [1.0], "terminal": [0.0], "reward": [1.0], "score": [0.0]
+        "kept": [1.0], "cut": [0.0], "terminal": [0.0], "reward": [1.0], "score": [0.0]
     }  # fmt: skip
 
 
@@ -86,8 +86,47 @@ def test_the_terminal_row_is_kept_and_nothing_after_it() -> None:
 
 def test_the_distrusted_row_is_not_kept_nor_anything_after_it() -> None:
     table = ReplayTable(zeros(), 10, 1)
-    imagination(Counter(torch.tensor([[0]])), 5, truncate=Truncate(1.5)).fill(table, 1, one, sources(0))
+    metrics = imagination(Counter(torch.tensor([[0]])), 5, truncate=Distrust(1.5)).fill(table, 1, one, sources(0))
     assert rows(table) == [[0, 1, 0, 1, 0, 0]]
+    assert metrics["kept"].item() == pytest.approx(1 / 5)
+    assert metrics["cut"].item() == pytest.approx(1 / 2)  # one of the two steps that a living lane made
+
+
+class Scored(RandomElite):
+    """The score of a step is its next observation."""
+
+    def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        next_obs, reward, _ = super().__call__(*given)
+        return next_obs, reward, next_obs[..., 0]
+
+
+def test_doubtful_rows_are_not_in_the_table_and_ends_of_the_task_are() -> None:
+    # Lanes go 0, -1, -2, ...; what comes below -2.5 is doubtful, and below -3.5 the task ends.
+    def down(obs: Tensor, noise: Tensor) -> Tensor:
+        return -torch.ones_like(noise)
+
+    truncate = Truncate(torch.ones(1), signal="score", threshold=-2.5)
+    table = ReplayTable(zeros(), 10, 1)
+    parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate)
+    parts.select = Scored()
+    parts.fill(table, 1, down, sources(0))
+    assert [row[3] for row in rows(table)] == [-1, -2]
+    ends = Terminate(lambda obs, action, next_obs: next_obs[..., 0] < -2.5)
+    table = ReplayTable(zeros(), 10, 1)
+    parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate, terminate=ends)
+    parts.select = Scored()
+    parts.fill(table, 1, down, sources(0))
+    assert [(row[3], row[4]) for row in rows(table)] == [(-1, 0), (-2, 0), (-3, 1)]
+
+
+def test_a_threshold_is_found_on_held_out_rows() -> None:
+    # Scores are 1, 2, ..., 100.
+    truncate = Truncate(torch.ones(1), signal="score", quantile=0.5)
+    parts = imagination(Counter(torch.tensor([[0]])), 5, truncate=truncate)
+    parts.select = Scored()
+    obs = torch.arange(100.0).view(1, 100, 1)
+    parts.calibrate(obs, torch.ones(1, 100, 1), sources(0))
+    assert truncate.threshold() == [pytest.approx(50.5)]
 
 
 def test_dead_lanes_stay_dead_beside_living_ones() -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mbrl.rollout.uncertainty import DISAGREEMENTS, ensemble_std, max_aleatoric, max_pairwise
+from mbrl.rollout.uncertainty import DISAGREEMENTS, ensemble_std, max_aleatoric, max_pairwise, mixture_spread
 from mbrl.types import Prediction
 
 Array = npt.NDArray[np.float64]
@@ -67,3 +67,12 @@ def test_disagreement_leaves_the_reward_out_and_is_zero_for_one_member() -> None
         single = form(Prediction(torch.randn(1, 4, 3), torch.ones(1, 4, 3)))
         assert single.tolist() == [0.0] * 4
     assert set(DISAGREEMENTS) == {max_pairwise, ensemble_std}
+
+
+def test_mixture_spread_is_the_spread_of_samples_in_units_of_the_scale() -> None:
+    mean, std = torch.randn(2, 5, 1, 4), torch.rand(2, 5, 1, 4)
+    scale = torch.tensor([0.5, 1.0, 4.0])
+    samples = mean + std * torch.randn(2, 5, 40_000, 4)  # every member as often
+    variance = samples[..., :-1].transpose(1, 2).flatten(1, 2).var(1, correction=0)  # (2, 3)
+    spread = mixture_spread(Prediction(mean, std), scale)
+    torch.testing.assert_close(spread[:, 0], (variance / scale.square()).mean(-1).sqrt(), rtol=0.02, atol=0)

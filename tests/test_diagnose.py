@@ -1,0 +1,165 @@
+"""Diagnoses, end to end on the built-in tasks and with values that can be worked out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mbrl.cli import main
+from mbrl.data.refrigerator import UNSEEN
+from mbrl.diagnose import bootstrap_mean, kept_error
+
+TINY = [
+    "updates=40",
+    "batch_size=16",
+    "log_every=20",
+    "eval.every=40",
+    "eval.episodes=1",
+    "learner.hidden=[16]",
+    "dynamics.hidden=[16]",
+    "dynamics.members=3",
+    "dynamics.elites=2",
+    "dynamics.max_epochs=2",
+    "rollout.lanes=20",
+    "rollout.length=3",
+    "progress=false",
+]
+SCORE = ["filter=[morec]", "score.hidden=[16]", "score.steps=20", "score.batch_size=32"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the refrigerator with two seeds and a score."""
+    path = tmp_path_factory.mktemp("runs") / "refrigerator"
+    words = ["train", "task=refrigerator", *TINY, *SCORE, "seeds=2", f"store={store}", f"run_dir={path}"]
+    assert main(words) == 0
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+# -- what a run with a score leaves behind -----------------------------------------------------------------------------
+
+
+def test_a_run_with_a_score_notes_what_it_is_worth(run: Path) -> None:
+    meta = read(run / "meta.json")
+    assert set(meta["score"]) == {"key", "from", "ratio", "pn", "low", "high"}
+    assert all(len(meta["score"][name]) == 2 for name in ("ratio", "pn", "low", "high"))
+    assert meta["truncate"]["signal"] == "candidate_spread"
+    assert len(meta["truncate"]["threshold"]) == 2
+    assert {"score", "closest_to_mean", "random"} <= set(read(run / "score" / "quality.json"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rollout = next(row for row in rows if "rollout/score" in row)
+    assert 0 <= rollout["rollout/cut"] <= 1
+    assert rollout["rollout/score"] != 0
+
+
+def test_a_score_is_fitted_once(run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "task=refrigerator", *TINY, *SCORE, "seeds=2", "fit_gate=false", f"store={store}"]
+    assert main([*words, f"run_dir={tmp_path / 'again'}"]) == 0
+    assert "score from the store" in capsys.readouterr().out
+    again, meta = read(tmp_path / "again" / "meta.json")["score"], read(run / "meta.json")["score"]
+    assert again["from"] == "store"
+    assert {**again, "from": "fitted"} == meta
+
+
+# -- mbrl diagnose -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diagnosed(run: Path) -> dict[str, Any]:
+    before = {path: path.read_bytes() for path in run.glob("*.json*")}
+    assert main(["diagnose", str(run)]) == 0
+    assert {path: path.read_bytes() for path in run.glob("*.json*")} == before  # nothing in the run is changed
+    return read(run / "diagnose" / "diagnose.json")
+
+
+def test_every_diagnosis_is_there_with_its_figure(run: Path, diagnosed: dict[str, Any]) -> None:
+    assert list(diagnosed) == [
+        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "error_map"
+    ]  # fmt: skip
+    assert diagnosed["scores"] == ["residual", "closest_to_mean", "log_likelihood"]
+    figures = {path.stem for path in (run / "diagnose").glob("*.png")}
+    assert figures == {"dynamics", "ranking", "truncation", "deviation", "error_map"}
+
+
+def test_perfect_choices_are_best_and_random_ones_chance(diagnosed: dict[str, Any]) -> None:
+    for rows in diagnosed["ranking"].values():
+        ratio = {name: np.mean(row["ratio"]) for name, row in rows.items()}
+        assert ratio["perfect"] <= min(ratio.values())
+        assert ratio["random"] == pytest.approx(1.0, abs=0.15)
+        assert np.mean(rows["perfect"]["within"]) == pytest.approx(1.0, abs=1e-5)
+        assert all(high < 0 for high in rows["perfect"]["high"])
+    for states in diagnosed["truncation"].values():
+        curves = np.array([states[name]["kept_error"] for name in states if name != "share"])
+        np.testing.assert_allclose(curves[..., -1], 1.0, rtol=1e-5)
+        perfect = np.array(states["perfect"]["kept_error"])
+        assert (np.diff(perfect, axis=-1) >= -1e-6).all()
+
+
+def test_trajectories_and_the_map(diagnosed: dict[str, Any]) -> None:
+    deviation = diagnosed["deviation"]
+    assert {"a sample of an elite", "the elites' mean", "best by residual", "mean corrected by residual"} < set(
+        deviation
+    )
+    for name, curve in deviation.items():
+        if name != "steps":
+            assert len(curve["mean"]) == 20
+            assert (np.array(curve["low"]) <= np.array(curve["mean"])).all()
+    error = diagnosed["error_map"]
+    assert list(error["map"]) == ["plain ensemble", "best of 4", "best of 40", "best of a uniform grid"]
+    assert all(set(row) == set(UNSEEN) for row in error["rollouts"].values())
+
+
+def test_further_scores_are_fitted_and_judged(run: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(run), "--score", "residaul"]) == 1
+    assert "did you mean residual" in capsys.readouterr().err
+
+
+def test_without_a_policy_or_a_simulator_held_out_rows_are_looked_at(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fit"
+    words = ["fit", "task=pendulum", *TINY, "dynamics.max_epochs=1", "fit_gate=false", f"store={store}"]
+    assert main([*words, f"run_dir={path}"]) == 0
+    assert main(["diagnose", str(path)]) == 0
+    assert "no policy yet" in capsys.readouterr().out
+    found = read(path / "diagnose" / "diagnose.json")
+    assert list(found["ranking"]) == ["held-out rows"]
+    assert found["scores"] == ["closest_to_mean", "log_likelihood"]
+    assert "deviation" not in found
+
+
+def test_a_run_that_has_no_model_yet_is_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(tmp_path / "nothing")]) == 1
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+# -- pure parts --------------------------------------------------------------------------------------------------------
+
+
+def test_kept_error_of_hand_made_states() -> None:
+    error, doubt = torch.tensor([[4.0, 1.0, 3.0, 2.0]]), torch.tensor([[0.9, 0.1, 0.2, 0.3]])
+    curve = kept_error(doubt, error, np.array([0.25, 0.5, 0.75, 1.0]))
+    np.testing.assert_allclose(curve, [[1.0 / 2.5, 2.0 / 2.5, 2.0 / 2.5, 1.0]])
+
+
+def test_bootstrap_leaves_out_what_is_not_known() -> None:
+    curve = np.array([[1.0, 2.0, 3.0], [5.0, np.nan, 7.0], [np.nan, np.nan, np.nan]])
+    mean, low, high = bootstrap_mean(curve)
+    np.testing.assert_allclose(mean, [2.0, 6.0, 0.0])
+    assert (low <= mean).all()
+    assert (high >= mean).all()
