@@ -281,7 +281,7 @@ def start_run(cfg: DictConfig, path: Path) -> int:
 
 CHANGEABLE = (
     "updates", "device", "threads", "compile", "store", "fit_gate", "logger", "wandb", "progress", "log_every",
-    "eval.every", "checkpoint_seconds",
+    "eval.every", "eval.background", "checkpoint_seconds",
 )  # fmt: skip
 """Keys, or their beginnings, that a resumed run may be given anew."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ _VIDEO_EXTRA = "videos need pip install 'offline-mbrl[video]'"
 
 
 class EvaluationError(RuntimeError):
-    """An environment that cannot be used, or an episode that produced something that is not a number."""
+    """An environment that cannot be used or fails, or an episode that produced something that is not a number."""
 
 
 def make_env(
@@ -199,12 +200,14 @@ class Evaluator:
         used. Repeating a number repeats its episodes.
 
         Raises:
-            EvaluationError: an action, reward or observation is not finite; names seed, episode and step.
+            EvaluationError: an action, reward or observation is not finite, or the environment raised an exception;
+                names seed, episode and step.
         """
         shape = (len(self.seeds), self.episodes)
         obs = np.empty((*shape, self.spec.observation_dim), dtype=np.float32)
         for s, e in np.ndindex(shape):
-            obs[s, e], _ = self._envs[s][e].reset(seed=episode_seed(self.seeds[s], evaluation, e))
+            with self._naming(s, e, 0):
+                obs[s, e], _ = self._envs[s][e].reset(seed=episode_seed(self.seeds[s], evaluation, e))
         returns = np.zeros(shape)
         lengths = np.zeros(shape, dtype=np.int64)
         terminated = np.zeros(shape, dtype=np.bool_)
@@ -214,7 +217,8 @@ class Evaluator:
             self._check("observation", np.isfinite(obs).all(-1) | ~active, step)
             actions = self._act(policy, obs, active, step)
             for s, e in np.argwhere(active):
-                obs[s, e], reward, terminated[s, e], truncated, _ = self._envs[s][e].step(actions[s, e])
+                with self._naming(s, e, step):
+                    obs[s, e], reward, terminated[s, e], truncated, _ = self._envs[s][e].step(actions[s, e])
                 returns[s, e] += float(reward)
                 lengths[s, e] += 1
                 active[s, e] = not (terminated[s, e] or truncated)
@@ -307,9 +311,18 @@ class Evaluator:
     def _check(self, what: str, good: npt.NDArray[np.bool_], step: int) -> None:
         if not good.all():
             s, e = np.argwhere(~good)[0]
-            raise EvaluationError(
-                f"env={self.env}, seed {self.seeds[s]}, episode {e}, step {step}: the {what} is not finite"
-            )
+            raise EvaluationError(f"{self._where(s, e, step)}: the {what} is not finite")
+
+    @contextlib.contextmanager
+    def _naming(self, s: int, e: int, step: int) -> Iterator[None]:
+        """An environment does not know which of many it is: say where it failed."""
+        try:
+            yield
+        except Exception as error:
+            raise EvaluationError(f"{self._where(s, e, step)}: the environment raised {error!r}") from error
+
+    def _where(self, s: int, e: int, step: int) -> str:
+        return f"env={self.env}, seed {self.seeds[s]}, episode {e}, step {step}"
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]

@@ -1,7 +1,8 @@
 """Metrics: summed on the device, read once per row, written to files always and to TensorBoard or wandb if asked.
 
 A row is everything known about one update: `flush(step)` and `log_event(step)` with the same step share a row. The
-JSONL file is the truth; the CSV file is derived from it; what a resume repeats is dropped from both.
+JSONL file is the truth; the CSV file is derived from it; what a resume repeats is dropped from both. Where numbers of a
+row are still to come, it is held back, and so are all rows after it: no sink needs to go back.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class RunLogger:
         self._rows = 0
         self._last_step: int | None = None
         self._last_row: dict[str, float] = {}
+        self._held: dict[int, dict[str, float]] | None = None
         self._opened = False
         self._open_sinks: list[_Sink] = []
         self._seconds_before = 0.0
@@ -178,11 +180,22 @@ class RunLogger:
         return values
 
     def log_event(self, step: int, values: Mapping[str, float]) -> None:
-        """Put `values` into the row of update `step` at once."""
+        """Put `values` into the row of update `step`, at once or with the rows that are held back."""
         self._write(step, {key: float(value) for key, value in values.items()})
 
+    def hold(self) -> None:
+        """Hold rows back from now on: more is still to come for the next one, and rows are written in order."""
+        if self._held is None:
+            self._held = {}
+
+    def release(self) -> None:
+        """Write what has been held back, and hold back no more."""
+        held, self._held = self._held, None
+        for step, row in (held or {}).items():
+            self._write(step, row)
+
     def state_dict(self) -> StateDict:
-        """Sums not yet flushed, the last row, and how many rows there are; they are safely on the disk afterwards."""
+        """Sums not yet flushed, rows held back, the last row written, and how many there are: those are on the disk."""
         for sink in self._open_sinks:
             sink.sync()
         return {
@@ -191,6 +204,7 @@ class RunLogger:
             "rows": self._rows,
             "last_step": self._last_step,
             "last_row": dict(self._last_row),
+            "held": None if self._held is None else {step: dict(row) for step, row in self._held.items()},
             "last_flush": list(self._last_flush),
             "seconds": self.seconds,
             "wandb_id": self._wandb_id,
@@ -205,6 +219,7 @@ class RunLogger:
         self._rows = state["rows"]
         self._last_step = state["last_step"]
         self._last_row = dict(state["last_row"])
+        self._held = None if state["held"] is None else {step: dict(row) for step, row in state["held"].items()}
         step, seconds = state["last_flush"]
         self._last_flush = (step, seconds)
         self._seconds_before = state["seconds"]
@@ -214,7 +229,8 @@ class RunLogger:
         self._open()
 
     def close(self, status: str) -> None:
-        """End all sinks; wandb is told whether `status` is finished."""
+        """Write what is held back and end all sinks; wandb is told whether `status` is finished."""
+        self.release()
         for sink in self._open_sinks:
             sink.close(status == "finished")
 
@@ -249,10 +265,15 @@ class RunLogger:
             self._open_sinks.append(sink)  # one that does not open is not to be closed
 
     def _write(self, step: int, values: dict[str, float]) -> None:
+        last = max(self._held) if self._held else self._last_step
+        if last is not None and step < last and step not in (self._held or {}):
+            raise ValueError(f"row of update {step} comes after that of update {last}")
+        if self._held is not None:
+            # What comes late stands first, as it does where it has not been waited for.
+            self._held[step] = {**values, **self._held.get(step, {}), **values}
+            return
         if not self._opened:
             self._open()
-        if self._last_step is not None and step < self._last_step:
-            raise ValueError(f"row of update {step} comes after that of update {self._last_step}")
         merge = step == self._last_step
         self._last_row = {**self._last_row, **values} if merge else dict(values)
         self._rows += not merge

@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from mbrl import compose
+from mbrl import background, compose
+from mbrl.background import Examiner, Scoring
 from mbrl.capture import WORTH_COMPILING_A_FIT, choose
 from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
@@ -33,7 +34,7 @@ from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
 from mbrl.score.quality import held_out_ranking
-from mbrl.train import OfflineTraining
+from mbrl.train import OfflineTraining, TrainingDiverged, without_prefix
 from mbrl.types import DynamicsModel, Fittable, StateDict, Stateful
 
 INTERRUPTED = 130
@@ -132,13 +133,15 @@ def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
             raise
 
 
-def save(run: RunDirectory, logger: RunLogger, step: int, state: StateDict) -> None:
+def save(run: RunDirectory, logger: RunLogger, step: int, state: StateDict, scoring: StateDict | None = None) -> None:
     """A checkpoint of the whole run."""
-    whole = {"training": state, "logger": logger.state_dict(), "run": run.state_dict()}
+    whole = {"training": state, "scoring": scoring, "logger": logger.state_dict(), "run": run.state_dict()}
     save_checkpoint(run.checkpoints, step, whole)
 
 
-def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: torch.device) -> bool:
+def restore(
+    training: Stateful, run: RunDirectory, logger: RunLogger, device: torch.device, scoring: Scoring | None = None
+) -> bool:
     """Go on from the last good checkpoint; False, and from the beginning, if there is none."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -153,6 +156,8 @@ def restore(training: Stateful, run: RunDirectory, logger: RunLogger, device: to
     training.load_state_dict(state["training"])
     logger.load_state_dict(state["logger"])
     run.load_state_dict(state["run"])
+    if scoring is not None:
+        scoring.load_state_dict(state["scoring"])
     return True
 
 
@@ -166,6 +171,15 @@ def show_score_fit(bar: ProgressBar, report: ScoreReport) -> None:
     """Some steps of a score's fit are done."""
     bar.total = report.total
     bar.update(report.done - bar.completed, **{name: float(value.mean()) for name, value in report.metrics.items()})
+
+
+def build_examiner(recipe: StateDict) -> Examiner:
+    """Whoever plays a run's evaluations, made of plain data, in whatever process that happens."""
+    evaluator = Evaluator(**recipe["evaluator"])
+    learner = compose.build_learner(
+        DictConfig(recipe["config"]), recipe["obs_dim"], recipe["action_dim"], evaluator.seeds, torch.device("cpu")
+    )
+    return Examiner(evaluator, learner)
 
 
 class Run:
@@ -211,6 +225,8 @@ class Run:
         )
         self.memory.check()
         self.choice = choose(cfg.compile, self.device, self.schedule.updates, self.schedule.intervals)
+        self.playing = background.choose(cfg.eval.background, cfg.threads, self.schedule.updates)
+        self.scoring: Scoring | None = None
         self.lock = lock(path)
         text = OmegaConf.to_yaml(cfg).encode()
         atomic_write(path / "config.yaml", lambda file: file.write(text))
@@ -223,10 +239,15 @@ class Run:
     def train(self) -> int:
         """Fit or load the model, train, evaluate, save; the exit status."""
         self.announce()
-        with self.lock, endings(self.run, self.logger) as stop:
+        with self.lock, endings(self.run, self.logger) as stop, contextlib.ExitStack() as afterwards:
+            if self.problem.task.env is not None:  # what is wrong with it is found before the fit
+                Evaluator(**{**self.evaluator_settings(), "episodes": 1, "seeds": self.seeds[:1]}).close()
             if not (self.fit_model(stop) and self.fit_score(stop)):
                 return self.interrupted("train", None)
             self.calibrate()
+            if self.problem.task.env is not None:
+                self.scoring = self.make_scoring()
+                afterwards.callback(self.scoring.close)
             training = OfflineTraining(
                 learner=self.learner,
                 table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
@@ -234,21 +255,25 @@ class Run:
                 schedule=self.schedule,
                 logger=self.logger,
                 evaluate=lambda step: self.evaluate(training, step),
-                save=lambda step, state: save(self.run, self.logger, step, state),
+                save=self.save,
                 should_stop=lambda: stop.requested,
                 choice=self.choice,
             )
-            if restore(training, self.run, self.logger, self.device):
+            if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
             elif not self.check_model(stop, gate=self.cfg.fit_gate is True):
                 return self.interrupted("train", None)
-            self.evaluator = self.make_evaluator()
             self.say(f"updates run {self.choice.mode}, {self.choice.steps} a call: {self.choice.reason}")
             self.run.write_meta(compile=dataclasses.asdict(self.choice))
             began, first = time.monotonic(), training.step
             with self.logger.progress("training", total=self.schedule.updates, completed=training.step) as bar:
                 training.progress = bar
-                complete = training.run()
+                try:
+                    complete = training.run()
+                except TrainingDiverged:
+                    self.collect()  # of a policy that was sound
+                    raise
+                bar.update(0, **without_prefix(self.collect()))
             if training.step > first:
                 self.rate = (training.step - first) / (time.monotonic() - began)
             self.save_policy(training)
@@ -441,25 +466,40 @@ class Run:
             if isinstance(part, Truncate):
                 self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
 
-    def make_evaluator(self) -> Evaluator | None:
-        """Environments for all seeds and episodes; None where there is no simulator."""
+    def evaluator_settings(self) -> dict[str, Any]:
+        """What `Evaluator` needs to make environments for all seeds and episodes, as plain data."""
         task, dataset = self.problem.task, self.problem.dataset
-        if task.env is None:
-            return None
-        return Evaluator(
-            task.env,
-            episodes=self.cfg.eval.episodes,
-            seeds=self.seeds,
-            horizon=task.horizon,
-            env_kwargs=task.env_kwargs,
-            action_low=dataset.action_low,
-            action_high=dataset.action_high,
-        )
+        return {
+            "env": task.env,
+            "episodes": self.cfg.eval.episodes,
+            "seeds": self.seeds,
+            "horizon": task.horizon,
+            "env_kwargs": dict(task.env_kwargs or {}),
+            "action_low": dataset.action_low.tolist(),
+            "action_high": dataset.action_high.tolist(),
+        }
+
+    def make_scoring(self) -> Scoring:
+        """Somebody who plays the evaluations: another process, which starts now, or this one."""
+        data = self.problem.dataset.transitions
+        recipe = {
+            "config": OmegaConf.to_container(self.cfg),
+            "evaluator": self.evaluator_settings(),
+            "obs_dim": data.obs.shape[-1],
+            "action_dim": data.action.shape[-1],
+        }
+        when = "in the background" if self.playing.background else "between updates"
+        self.say(f"evaluations are played {when}: {self.playing.reason}")
+        return Scoring(build_examiner, recipe, background=self.playing.background, say=self.say)
+
+    def save(self, step: int, state: StateDict) -> None:
+        """A checkpoint, with the evaluation that is under way."""
+        save(self.run, self.logger, step, state, None if self.scoring is None else self.scoring.state_dict())
 
     def evaluate(self, training: OfflineTraining, step: int) -> dict[str, float]:
-        """Score the policy in the environment, or ask the model; numbers for the log."""
+        """Score the policy in the environment, or ask the model, and log it; the newest numbers that are known."""
         learner = training.learner
-        if self.evaluator is None:
+        if self.scoring is None:
             horizon = self.model_horizon()
             estimate = model_estimate(learner, training.imagination, self.starts(), horizon, evaluation=step)
             self.logger.add({name: value for name, value in estimate.items() if name != "return"}, "model")
@@ -467,8 +507,19 @@ class Run:
             if len(self.seeds) > 1:
                 per_seed = zip(self.seeds, estimate["return"].tolist(), strict=True)
                 values |= {f"model/return/seed_{seed}": value for seed, value in per_seed}
+            self.logger.log_event(step, values)
             return values
-        done = self.evaluator(lambda obs: learner.act(obs.to(self.device), mode="mean"), step)
+        before = self.collect()
+        self.scoring.submit(step, learner.policy_state())
+        self.logger.hold()  # the row of this update waits for its result
+        return before if self.scoring.background else self.collect()
+
+    def collect(self) -> dict[str, float]:
+        """Wait for the evaluation under way, if there is one, and log it in the row of the update it is of."""
+        found = None if self.scoring is None else self.scoring.collect()
+        if found is None:
+            return {}
+        step, done = found
         reference = self.problem.task.reference
         scores = None if reference is None else reference.score(done.returns)
         self.run.add_returns(step, done.returns, scores)
@@ -477,6 +528,8 @@ class Run:
             values["eval/score"] = float(scores.mean())
         if len(self.seeds) > 1:
             values |= {f"eval/return/seed_{s}": float(r.mean()) for s, r in zip(self.seeds, done.returns, strict=True)}
+        self.logger.log_event(step, values)
+        self.logger.release()
         return values
 
     def model_horizon(self) -> int:
@@ -536,7 +589,7 @@ class Run:
         from mbrl.plots import learning_curve, model_curve  # matplotlib is slow to import
 
         summary = self.summarise("finished", step)
-        if self.evaluator is None:
+        if self.scoring is None:
             picture = model_curve(self.run.path)
             horizon = self.model_horizon()
             # Read back, since a run that was killed after its last evaluation has none in memory.
@@ -548,7 +601,6 @@ class Run:
             )
             self.say("no environment: that is what the model believes, not what is true", "yellow")
         else:
-            self.evaluator.close()
             picture = learning_curve(self.run.path)
             behaviour, final = summary["behaviour_return_mean"], summary["final_return_mean"]
             line = f"return {final:.1f} (mean of the last evaluations)"

@@ -94,6 +94,11 @@ class Progress(Protocol):
         ...
 
 
+def without_prefix(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as a progress bar has room for them."""
+    return {name.split("/")[-1]: value for name, value in scores.items()}
+
+
 @dataclass
 class OfflineTraining:
     """One run: `run()` goes from the present step to the end, or until asked to stop.
@@ -104,7 +109,8 @@ class OfflineTraining:
         imagination: how rows are imagined.
         schedule: how long, how much, how often.
         logger: collects metrics.
-        evaluate: update -> numbers for the log; keeps the returns itself.
+        evaluate: score the policy of the given update, perhaps while training goes on, and log the result itself; the
+            newest numbers that are known.
         save: called with the state of the run.
         should_stop: asked after every update; a stop is saved like a checkpoint.
         progress: told about every log interval.
@@ -163,7 +169,6 @@ class OfflineTraining:
                 if finished or self.step % plan.evaluate_every == 0:
                     self._require_finite()
                     scores = self.evaluate(self.step)
-                    self.logger.log_event(self.step, scores)
                 self._report(self.logger.flush(self.step), self.step - reported, scores)
                 reported = self.step
             if finished or self.should_stop() or time.monotonic() - last_save > plan.checkpoint_seconds:
@@ -201,7 +206,7 @@ class OfflineTraining:
             raise self._diverged(", ".join(wrong))
         if self.progress is not None:
             shown = {"q": row.get("learner/q"), "critic loss": row.get("learner/critic_loss")}
-            self.progress.update(advance, **shown, **{name.split("/")[-1]: value for name, value in scores.items()})
+            self.progress.update(advance, **shown, **without_prefix(scores))
 
     def _require_finite(self) -> None:
         """Before the learner is scored or saved: metrics are only looked at when they are reported."""

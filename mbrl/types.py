@@ -261,6 +261,14 @@ class Learner(Stateful, Protocol):
         """Everything that is trained; it must stay finite."""
         ...
 
+    def policy_state(self) -> StateDict:
+        """What `act` depends on, and no more: a copy on the CPU, which another process can act by."""
+        ...
+
+    def load_policy_state(self, state: Mapping[str, Any]) -> None:
+        """Act like the learner that gave `state`; raise `ValueError` if a shape does not fit."""
+        ...
+
 
 class Logger(Protocol):
     """Collects metrics without a host sync; `flush` is the one place that reads numbers."""

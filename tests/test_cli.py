@@ -188,6 +188,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
         (["device=gpu"], "device=gpu: expected auto, cpu, cuda"),
         (["updates=many"], "updates=many: expected a whole number"),
         (["compile=fast"], "compile=fast is unknown; it is auto, eager, compile or graph"),
+        (["eval.background=often"], "eval.background=often is unknown; it is true, false or auto"),
         (["penalty=none,max_aleatoric"], "--multirun"),
         (["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
         (["run_dir={folder}/log.npz/run"], "Not a directory"),
@@ -481,14 +482,14 @@ def test_own_environment_and_termination_by_import_path(log: Path, store: Path, 
     summary = read(tmp_path / "run" / "summary.json")
     assert summary["final_return_mean"] == 3.5  # 7 steps of 0.5
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[1]["rollout/terminal"] > 0.1  # half of all angles
+    assert rows[1]["rollout/terminal"] > 0.1  # half of all angles; row 0 is of the dynamics model
     assert torch.load(tmp_path / "run" / "policy.pt", weights_only=True)["action_high"] == [3.0]
 
 
 def command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "mbrl.cli", *words],
-        cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(folder)},
+        [sys.executable, "-m", "mbrl.cli", *words], cwd=folder, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class Corridor(gymnasium.Env):
 
     def observe(self) -> np.ndarray:
         broken = self.fault == "observation" and self.time == 2
+        if self.fault == "exception" and self.time == 2:
+            raise ZeroDivisionError("of the plant")
         return np.array([self.position, np.nan if broken else self.time], dtype=np.float32)
 
     def step(self, action):
@@ -176,6 +178,14 @@ def test_what_is_not_finite_is_named(fault, step) -> None:
     evaluator = Evaluator("Corridor-v0", episodes=2, seeds=[8], env_kwargs={"fault": fault})
     with pytest.raises(RuntimeError, match=f"Corridor-v0, seed 8, episode 0, step {step}: the {fault} is not finite"):
         evaluator(lambda obs: torch.zeros((*obs.shape[:-1], 1)), 0)
+
+
+def test_an_exception_of_the_environment_is_named() -> None:
+    evaluator = Evaluator("Corridor-v0", episodes=2, seeds=[8], env_kwargs={"fault": "exception"})
+    said = r"seed 8, episode 0, step 1: the environment raised ZeroDivisionError\('of the plant'\)"
+    with pytest.raises(EvaluationError, match=said) as caught:
+        evaluator(full_speed, 0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_an_action_that_is_not_finite_is_named() -> None:

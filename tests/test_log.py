@@ -132,6 +132,57 @@ def test_events_and_flush_of_one_step_share_a_row(tmp_path: Path) -> None:
         logger.log_event(9, {"eval/return": 7.0})
 
 
+def test_rows_are_held_back_until_late_numbers_are_in(tmp_path: Path) -> None:
+    for name in ("at_once", "late"):
+        (tmp_path / name).mkdir()
+    at_once, late = (make(tmp_path / name) for name in ("at_once", "late"))
+    for step in range(2, 12, 2):
+        if step in (4, 8):
+            at_once.log_event(step, {"eval/return": float(step)})
+        if step == 8:
+            late.log_event(4, {"eval/return": 4.0})
+            late.release()
+        if step in (4, 8):
+            late.hold()
+        for logger in (at_once, late):
+            logger.add({"loss": float(step)})
+            assert logger.flush(step)["loss"] == step
+    assert [row["update"] for row in read_metrics(tmp_path / "late")] == [2, 4, 6]
+    with pytest.raises(ValueError, match="row of update 9 comes after that of update 10"):
+        late.log_event(9, {"eval/return": 1.0})
+    with pytest.raises(ValueError, match="row of update 6 comes after that of update 10"):
+        late.log_event(6, {"eval/return": 1.0})  # has been written
+    late.log_event(8, {"eval/return": 8.0})
+    late.release()
+    found, expected = (without_time(read_metrics(tmp_path / name)) for name in ("late", "at_once"))
+    assert found == expected
+    assert [list(row) for row in found] == [list(row) for row in expected]
+    assert without_time(csv_rows(tmp_path / "late")) == without_time(csv_rows(tmp_path / "at_once"))
+
+
+def test_what_is_held_back_is_neither_lost_at_a_failure_nor_at_a_resume(tmp_path: Path) -> None:
+    first = make(tmp_path, seeds=(0, 1))
+    steps(first, 1, 3)
+    first.hold()
+    steps(first, 4, 7)
+    save_checkpoint(tmp_path / "checkpoints", 7, first.state_dict())
+    steps(first, 8, 9)
+    assert [row["update"] for row in read_metrics(tmp_path)] == [2]
+    first.close("failed")
+    assert [row["update"] for row in read_metrics(tmp_path)] == [2, 4, 6, 8]
+    loaded = load_latest(tmp_path / "checkpoints")
+    assert loaded is not None
+    second = make(tmp_path, seeds=(0, 1))
+    second.load_state_dict(loaded[1])
+    assert [row["update"] for row in read_metrics(tmp_path)] == [2]
+    second.log_event(4, {"eval/late": 3.0})
+    second.release()
+    steps(second, 8, 10)
+    rows = read_metrics(tmp_path)
+    assert [row["update"] for row in rows] == [2, 4, 6, 8, 10]
+    assert [row.get("eval/late") for row in rows] == [None, 3.0, None, 1.0, None]
+
+
 def test_csv_columns_may_come_late(tmp_path: Path) -> None:
     logger = make(tmp_path)
     for step in range(1, 4):

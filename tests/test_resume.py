@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
+from mbrl.checkpoint import load_latest
 from mbrl.cli import main
 from mbrl.data.builtin import pendulum_log
 
@@ -37,6 +38,7 @@ TINY = [
     "log_every=50",
     f"eval.every={EVALUATE_EVERY}",
     "eval.episodes=2",
+    "eval.background=false",
     "learner.hidden=[32,32]",
     "dynamics.hidden=[32,32]",
     "dynamics.members=3",
@@ -232,6 +234,45 @@ def test_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_path: P
     assert meta(path)["resumed"] == 1
 
 
+def under_way(path: Path) -> bool:
+    """The newest checkpoint is of a time at which an evaluation had been submitted and not collected."""
+    return 200 < newest(path / "checkpoints") < UPDATES
+
+
+BACKGROUND_MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "between-evaluations": under_way,
+    "as-it-plays": lambda path: under_way(path) and (path / MARK).exists(),
+    "all-updates-done": MOMENTS["all-updates-done"],
+}
+
+
+@pytest.mark.parametrize("moment", BACKGROUND_MOMENTS)
+def test_killed_while_an_evaluation_is_under_way(reference: Reference, tmp_path: Path, moment: str) -> None:
+    path, words = tmp_path / "run", ["eval.background=true", FREQUENT]
+    process = start(reference.words(path, reference.store, *words), tmp_path / "output")
+    assert kill_when(process, lambda: BACKGROUND_MOMENTS[moment](path))
+    state = load_latest(path / "checkpoints")
+    assert state is not None
+    number, step = state[1]["scoring"]["number"], state[0]
+    assert number == step - step % EVALUATE_EVERY  # whatever the other process had done by then
+    assert state[1]["run"]["updates"].tolist() == list(range(EVALUATE_EVERY, number, EVALUATE_EVERY))
+    assert min(state[1]["logger"]["held"]) == number  # rows from there on wait for it
+
+    here = moment == "between-evaluations"
+    assert main(["train", f"resume={path}", RARE, f"eval.background={not here}".lower()]) == 0
+    reference.assert_equal(path)
+
+
+def test_an_undisturbed_run_equals_one_that_plays_in_the_background(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert main(reference.words(path, reference.store, RARE, "eval.background=true")) == 0
+    reference.assert_equal(path)
+    lines, expected = ((p / "metrics.jsonl").read_text().splitlines() for p in (path, reference.path))
+    assert [list(json.loads(line)) for line in lines] == [list(json.loads(line)) for line in expected]  # in order, too
+    assert main(["train", f"resume={path}", RARE]) == 0
+    reference.assert_equal(path)
+
+
 def test_killed_after_an_evaluation_and_before_the_first_checkpoint(reference: Reference, tmp_path: Path) -> None:
     """There are returns and metrics, and no state to go on from."""
     path = tmp_path / "run"
@@ -371,11 +412,13 @@ def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_
     moments: dict[str, tuple[signal.Signals, Callable[[Path], bool]]] = {
         "term-in-fit": (signal.SIGTERM, lambda path: inside_fit(path, 1)),
         "int-in-training": (signal.SIGINT, lambda path: after_update(path, 60)),
+        "int-in-background": (signal.SIGINT, under_way),
     }
     processes = {}
     for name in moments:
         store, often = (tmp_path / "store", ALWAYS) if "fit" in name else (reference.store, FREQUENT)
-        processes[name] = command(reference.words(tmp_path / name, store, often))
+        background = f"eval.background={'background' in name}".lower()
+        processes[name] = command(reference.words(tmp_path / name, store, often, background))
     waiting = dict(moments)
     deadline = time.monotonic() + 60
     while waiting and time.monotonic() < deadline:
@@ -394,6 +437,9 @@ def test_sigterm_and_sigint_save_and_say_how_to_go_on(reference: Reference, tmp_
         summary = json.loads((path / "summary.json").read_text())
         assert summary["status"] == "interrupted"
         assert summary["updates"] < UPDATES
+        if name == "int-in-background":  # the one under way has been waited for
+            assert summary["evaluations"] == summary["updates"] // EVALUATE_EVERY
+            assert without_time(path)[-1]["update"] == summary["updates"] // 50 * 50
         if name == "term-in-fit":
             assert summary["updates"] == 0
             assert 1 <= newest(path / "dynamics" / "unfinished") < EPOCHS

@@ -80,6 +80,7 @@ class Run:
 
     def evaluate(self, step: int) -> Mapping[str, float]:
         self.evaluated.append(step)
+        self.logger.log_event(step, {"eval/score": float(step)})
         return {"eval/score": float(step)}
 
     def save(self, step: int, state: StateDict) -> None:

@@ -249,6 +249,14 @@ class SAC:
         """Everything that is trained."""
         return [*self.actor, *self.critics, self.log_temperature]
 
+    def policy_state(self) -> StateDict:
+        """What `act` depends on: a copy on the CPU."""
+        return {"actor": [p.to("cpu", copy=True) for p in self.actor]}
+
+    def load_policy_state(self, state: Mapping[str, Any]) -> None:
+        """Act like the learner that `state` is of; `ValueError` if a shape does not fit."""
+        copy_tensors(self.actor, state["actor"])
+
     def state_dict(self) -> StateDict:
         """Networks, temperature, targets, moments."""
         return {**self._lists()} | {name: optimiser.state_dict() for name, optimiser in self._optimisers().items()}
