@@ -133,12 +133,11 @@ def test_ensemble_loss_and_gradient_are_ours() -> None:
 def test_predictions_are_ours_for_all_members_and_for_the_elites() -> None:
     theirs, ours = ensembles()
     data = make_data(ROWS)
-    with torch.no_grad():
-        ours.input_mean.copy_(data.obs.new_full((OBS + ACTION,), 0.3))
-        ours.input_std.copy_(data.obs.new_full((OBS + ACTION,), 1.7))
-    theirs.input_mean, theirs.input_std = ours.input_mean.flatten(), ours.input_std.flatten()
+    theirs.input_mean, theirs.input_std = torch.full((OBS + ACTION,), 0.3), torch.full((OBS + ACTION,), 1.7)
     theirs.elites = [5, 1, 4, 0, 2]
-    ours.elites = torch.tensor([theirs.elites])
+    scaled = {"input_mean": theirs.input_mean, "input_std": theirs.input_std, "elites": torch.tensor(theirs.elites)}
+    state = ours.state_dict()
+    ours.load_state_dict(state | {name: value.reshape(state[name].shape) for name, value in scaled.items()})
     for model, view in ((theirs, ours), (theirs.only_elites(), ours.elite_view())):
         mean, std = model.predict(data.obs, data.action)
         with torch.no_grad():
