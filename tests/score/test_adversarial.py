@@ -100,10 +100,11 @@ def test_tells_real_transitions_from_nonsense(mode: str, negatives: str) -> None
 
 @pytest.mark.parametrize(("mode", "negatives"), MODES)
 def test_stacked_seeds_equal_separate_fits(mode: str, negatives: str) -> None:
-    together = small(0, 4, generator=mode, negatives=negatives)
+    settings: dict[str, Any] = {"generator": mode, "negatives": negatives, "pretraining_steps": 0, "iterations": 8}
+    together = small(0, 4, **settings)
     together.fit(DATA, ensemble(0, 4))
     for i, seed in enumerate((0, 4)):
-        alone = small(seed, generator=mode, negatives=negatives)
+        alone = small(seed, **settings)
         alone.fit(DATA, ensemble(seed))
         for name, tensor in together.state_dict().items():
             torch.testing.assert_close(tensor[i], alone.state_dict()[name][0], rtol=1e-3, atol=1e-4)
@@ -111,7 +112,7 @@ def test_stacked_seeds_equal_separate_fits(mode: str, negatives: str) -> None:
 
 @pytest.mark.parametrize(("mode", "negatives"), MODES)
 def test_resumed_fit_is_bitwise_the_uninterrupted(mode: str, negatives: str, tmp_path: Path) -> None:
-    settings = {"generator": mode, "negatives": negatives}
+    settings: dict[str, Any] = {"generator": mode, "negatives": negatives, "agent_hidden": (8,)}
     straight, saved = small(0, **settings), list[StateDict]()
 
     def keep(report: ScoreReport) -> None:
