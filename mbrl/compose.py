@@ -526,7 +526,10 @@ def dynamics_settings(cfg: DictConfig) -> Mapping[str, Any]:
 def score_settings(cfg: DictConfig) -> Mapping[str, Any]:
     """What the store's key of a score depends on: its own settings and those of the model that it judges."""
     settings = OmegaConf.to_container(cfg.score)
-    return {"score": settings, "dynamics": dynamics_settings(cfg)}
+    assert isinstance(settings, dict)
+    # How a fitted adversarial score is used: MOREC-MOPO and MOREC-MOBILE ask one history at different intervals.
+    fitted = {str(key): value for key, value in settings.items() if key not in ("interval", "d_clip")}
+    return {"score": fitted, "dynamics": dynamics_settings(cfg)}
 
 
 def score_name(cfg: DictConfig) -> str:

@@ -51,10 +51,9 @@ from mbrl.score.baselines import ClosestToMean, LogLikelihood
 from mbrl.score.quality import (
     candidate_errors,
     chosen,
+    compare,
     order_checks,
-    paired_interval,
     rank_correlation,
-    ranking_quality,
 )
 from mbrl.types import Corrector, Fittable, Prediction, Score, Selector
 
@@ -403,9 +402,7 @@ def ranking(case: Case) -> Finding:
         for heading in ("score", "ratio", "pn", "within", "across", "difference to closest to mean, 95 %"):
             table.add_column(heading, justify="left" if heading == "score" else "right")
         numbers[states.name] = rows = {}
-        for name, value in values.items():
-            low, high = paired_interval(value, baseline, states.errors, case.seeds)
-            found = ranking_quality(value, states.errors) | {"low": low, "high": high}
+        for name, found in compare(values, baseline, states.errors, case.seeds).items():
             rows[name] = {key: number.tolist() for key, number in found.items()}
             mean = {key: float(number.mean()) for key, number in found.items()}
             table.add_row(

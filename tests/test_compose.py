@@ -326,6 +326,12 @@ def test_a_run_with_another_score() -> None:
         compose.with_score(cfg, find_task("pendulum"), "none")
 
 
+def test_one_fit_serves_every_use_of_a_history() -> None:
+    ways = [[], ["score.interval=4"], ["score.d_clip=0.999"], ["score.iterations=3000"]]
+    settings = [compose.score_settings(composed("score=adversarial", *words)) for words in ways]
+    assert settings[0] == settings[1] == settings[2] != settings[3]
+
+
 def test_a_filter_without_a_score_fits_none() -> None:
     cfg = composed("filter=[truncate]")
     assert cfg.score is None

@@ -56,21 +56,22 @@ def ranking_quality(values: Tensor, errors: Tensor) -> Metrics:
     }
 
 
-def compare(values: Mapping[str, Tensor], errors: Tensor, seeds: Sequence[int]) -> dict[str, Metrics]:
+def compare(values: Mapping[str, Tensor], baseline: Tensor, errors: Tensor, seeds: Sequence[int]) -> dict[str, Metrics]:
     """Judge several scores on the same candidates, wherever the truth comes from.
 
     Args:
-        values: name -> what a score says of the candidates (S, K, N); one is `closest_to_mean`.
-        errors: of the candidates (S, K, N).
+        values: name -> what a score says of the candidates (S, K, N).
+        baseline: what the one to beat says of them, as a rule `ClosestToMean`.
+        errors: of the candidates.
         seeds: of the stack.
 
     Returns:
-        name -> what `ranking_quality` says, and `low` and `high`: the interval of `paired_interval` against
-        `closest_to_mean`. A score whose interval is not below 0 has no value as a filter.
+        name -> what `ranking_quality` says, and `low` and `high`: the ends of `paired_interval`. A score whose interval
+        is not below 0 has no value as a filter.
     """
     result = {}
     for name, value in values.items():
-        low, high = paired_interval(value, values["closest_to_mean"], errors, seeds)
+        low, high = paired_interval(value, baseline, errors, seeds)
         result[name] = ranking_quality(value, errors) | {"low": low, "high": high}
     return result
 
@@ -139,7 +140,7 @@ def held_out_ranking(
         resample: candidates per elite.
 
     Returns:
-        What `compare` says.
+        What `compare` says, with `closest_to_mean` as the baseline.
     """
     rows = EnsembleRows.of(data, model)
     closest = ClosestToMean(data.obs.shape[-1], data.action.shape[-1], model.seeds, device=model.device)
@@ -155,7 +156,7 @@ def held_out_ranking(
         for name, score in {"closest_to_mean": closest, **scores}.items()
     }
     values["random"] = rand(tuple(errors.shape[1:]), sources)
-    return compare(values, errors, model.seeds)
+    return compare(values, values["closest_to_mean"], errors, model.seeds)
 
 
 @torch.no_grad()
