@@ -98,7 +98,11 @@ def test_every_algorithm_with_every_filter(algo: str, chosen: str) -> None:
     learner = compose.build_learner(cfg, 3, 1, [0, 1], torch.device("cpu"), model)
     table = compose.build_table(cfg, problem, [0, 1], torch.device("cpu"))
     sources = [generator(seed, "rollout") for seed in (0, 1)]
-    compose.build_imagination(cfg, problem, model).fill(table, 50, learner.sample, sources)
+    score = compose.build_score(cfg, problem, [0, 1], torch.device("cpu"))
+    imagination = compose.build_imagination(cfg, problem, model, score)
+    data = problem.dataset.transitions
+    imagination.calibrate(data.obs[:50].expand(2, -1, -1), data.action[:50].expand(2, -1, -1), sources)
+    imagination.fill(table, 50, learner.sample, sources)
     batch = table.sample(rand((32,), sources, dtype=torch.float64), 4)
     metrics = learner.update(batch, randn((learner.noise_size(32),), sources), torch.tensor(0.0))
     assert all(torch.isfinite(metric).all() for metric in metrics.values())
