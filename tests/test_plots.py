@@ -19,8 +19,8 @@ from mbrl.rundir import RunDirectory
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure drawn, so that a test can ask what is in it and not only that there is a file."""
     drawn: list[Figure] = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (drawn.append(figure), save(figure, path))[1])
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (drawn.append(figure), save(figure, path))[1])
     return drawn
 
 
