@@ -224,7 +224,9 @@ class Run:
             device=self.device,
         )
         self.memory.check()
-        self.choice = choose(cfg.compile, self.device, self.schedule.updates, self.schedule.intervals)
+        # An update with a target penalty is long enough to be a call of its own, and four compile four times as long.
+        intervals = self.schedule.intervals if self.learner.target_penalty is None else (1,)
+        self.choice = choose(cfg.compile, self.device, self.schedule.updates, intervals)
         self.playing = background.choose(cfg.eval.background, cfg.threads, self.schedule.updates)
         self.scoring: Scoring | None = None
         self.lock = lock(path)
