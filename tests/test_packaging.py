@@ -58,6 +58,7 @@ def test_script_is_the_verb(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[list[str]] = []
     monkeypatch.setattr(mbrl.cli, "main", received.append)
     monkeypatch.setattr(sys, "argv", [f"scripts/{verb}.py", "seed=3"])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # as Python does; the script takes it off
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "scripts" / f"{verb}.py"), run_name="__main__")
     assert received == [[verb, "seed=3"]]
