@@ -534,13 +534,25 @@ def measure(arguments: argparse.Namespace, results: Results, cache: Path | None,
                 )  # fmt: skip
 
 
+def shared_command(words: Sequence[str]) -> str:
+    """The command as it can stand in a table for others: without the folders of this machine."""
+    kept = []
+    for word, before in zip(words, ["", *words], strict=False):
+        name, _, command = word.partition("=")
+        if before == "--peer" or word.startswith("--peer="):
+            kept.append(f"{name}=..." if before == "--peer" else f"--peer={command.partition('=')[0]}=...")
+        else:
+            kept.append(Path(word).name if before == "--out" else word)
+    return " ".join(["python bench/speed.py", *(shlex.quote(word) for word in kept)])
+
+
 def main() -> int:
     arguments = parse()
     console = Console(stderr=True)
     names = [*arguments.servers, *(server.name for server in arguments.peer)]
     about = about_machine(pin(arguments.core))
     about["cache"] = "from an empty compiler cache" if arguments.cold else "with the compiler's cache as it was found"
-    about["command"] = " ".join(["python bench/speed.py", *(shlex.quote(word) for word in sys.argv[1:])])
+    about["command"] = shared_command(sys.argv[1:])
     results = Results(about, names, [server.name for server in arguments.peer])
     status = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -137,3 +137,10 @@ def test_the_command_line_says_what_is_wrong(capsys: pytest.CaptureFixture[str])
     assert speed.parse(["--quick"]).out == Path("runs/speed.md")
     assert speed.parse([]).out == Path("bench/results/speed.md")
     assert speed.parse(["--peer", "kit=env A=1 python x.py"]).peer[0].command == ["env", "A=1", "python", "x.py"]
+
+
+def test_the_command_in_the_table_names_no_folders() -> None:
+    words = ["--rounds", "5", "--peer", "kit=python /home/me/server.py", "--peer=b=/x/y", "--out", "/tmp/here/speed.md"]
+    assert speed.shared_command(words) == (
+        "python bench/speed.py --rounds 5 --peer kit=... --peer=b=... --out speed.md"
+    )

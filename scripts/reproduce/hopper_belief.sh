@@ -46,4 +46,4 @@ for fit in ${FITS:-published beta_nll}; do
     done
   done
 done
-python "$(dirname "$0")/table.py" "$out"/*/
+python "$(dirname "$0")/table.py" $(ls -d "$out"/m*/)
