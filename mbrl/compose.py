@@ -483,7 +483,7 @@ def build_imagination(
     alone = penalise is None and truncate is None and not others and isinstance(select, RandomElite)
     chunk = rollout.chunk
     if chunk == "auto":
-        cached = 5000 if alone else 1000  # lanes whose activations a CPU's cache holds
+        cached = 5120 if alone else 1024  # lanes whose activations a CPU's cache holds
         chunk = cached if model.device.type == "cpu" else rollout.lanes
     return Imagination(
         model=model if rollout.members == "all" else model.elite_view(),

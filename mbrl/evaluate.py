@@ -14,9 +14,11 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 
 from mbrl.data.tasks import gymnasium_spec, import_object
+from mbrl.nets import whole_vectors
 from mbrl.types import Policy
 
 _VIDEO_EXTRA = "videos need pip install 'offline-mbrl[video]'"
@@ -194,10 +196,11 @@ class Evaluator:
         self._action_middle, self._action_half = (high + low) / 2, (high - low) / 2
 
     def __call__(self, policy: Policy, evaluation: int) -> Evaluation:
-        """Play the evaluation of the given number: obs (S, episodes, O) float32 -> action (S, episodes, A) in [-1, 1].
+        """Play the evaluation of the given number with a policy obs (S, N, O) float32 -> action (S, N, A) in [-1, 1].
 
-        The policy sees the last observation of an episode that has ended until all have; what it answers there is not
-        used. Repeating a number repeats its episodes.
+        N is the number of episodes, filled up with zeros to whole vectors. The policy sees the last observation of an
+        episode that has ended until all have; what it answers there is not used. Repeating a number repeats its
+        episodes.
 
         Raises:
             EvaluationError: an action, reward or observation is not finite, or the environment raised an exception;
@@ -299,7 +302,9 @@ class Evaluator:
     def _act(self, policy: Policy, obs: npt.NDArray[np.float32], active: npt.NDArray[np.bool_], step: int) -> Any:
         """Policy output in [-1, 1] as environment actions (S, episodes, A), clipped to the environment's bounds."""
         with torch.inference_mode():
-            answer = policy(torch.from_numpy(obs).to(self.device)).cpu().double().numpy()
+            spare = whole_vectors(obs.shape[1]) - obs.shape[1]
+            padded = F.pad(torch.from_numpy(obs).to(self.device), (0, 0, 0, spare))
+            answer = policy(padded)[:, : obs.shape[1]].cpu().double().numpy()
         expected = (*active.shape, *self.spec.action_low.shape)
         if answer.shape != expected:
             raise ValueError(f"the policy returned actions of shape {answer.shape}; expected {expected}")

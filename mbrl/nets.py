@@ -56,6 +56,15 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(mixed >> 1)
 
 
+def whole_vectors(rows: int) -> int:
+    """The next multiple of 32 rows.
+
+    Elementwise kernels of a CPU round the last few numbers of a tensor, which fill no pair of vectors, in another way
+    than the rest. Where a seed has whole vectors it is computed alike, alone and stacked.
+    """
+    return -(-rows // 32) * 32
+
+
 def randn(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Standard normal numbers (S, *shape), row s from generator s, on the generators' device."""
     out = torch.empty((len(generators), *shape), device=generators[0].device)

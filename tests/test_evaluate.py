@@ -154,7 +154,7 @@ def test_one_forward_per_time_step_and_only_running_episodes_are_stepped() -> No
         return by_time(obs)
 
     result = evaluator(policy, 0)
-    assert seen == [((2, 4, 2), torch.float32)] * result.lengths.max()
+    assert seen == [((2, 32, 2), torch.float32)] * result.lengths.max()
     stepped = [[len(env.unwrapped.actions) for env in row] for row in evaluator._envs]
     np.testing.assert_array_equal(stepped, result.lengths)
 

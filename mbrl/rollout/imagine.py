@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
-from mbrl.nets import rand, randn
-from mbrl.rollout.filters import FilterChain, Truncate
+from mbrl.nets import rand, randn, whole_vectors
+from mbrl.rollout.filters import FilterChain, Truncate, tensors
 from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, Simulator, StochasticPolicy, Transition
 
 
@@ -87,30 +87,30 @@ class Imagination:
         seeds = table.seeds
         totals = torch.zeros((6, seeds), device=table.rows.device)
         for begin in range(0, lanes, self.chunk):
-            width = min(self.chunk, lanes - begin)
+            asked = min(self.chunk, lanes - begin)
+            width = whole_vectors(asked)  # those beyond `asked` are computed and forgotten
             obs = table.starts(rand((width,), generators, dtype=torch.float64))
             alive = torch.ones((seeds, width), dtype=torch.bool, device=obs.device)
-            rows = obs.new_zeros((seeds, self.length, width, table.width))
-            keep = torch.empty((seeds, self.length, width), dtype=torch.bool, device=obs.device)
+            rows = obs.new_zeros((seeds, self.length, asked, table.width))
+            keep = torch.empty((seeds, self.length, asked), dtype=torch.bool, device=obs.device)
             for t in range(self.length):
-                done = self.step(obs, alive, policy, generators, t)
-                imagined = torch.zeros_like(done.terminal)
-                table.pack(
-                    Transition(done.obs, done.action, done.reward, done.next_obs, done.terminal, imagined), rows[:, t]
-                )
-                keep[:, t] = done.keep
-                kept = done.keep.to(obs.dtype)
+                step = self.step(obs, alive, policy, generators, t)
+                start, action, reached, reward, terminal, _, believed, score = (x[:, :asked] for x in tensors(step))
+                imagined = torch.zeros_like(terminal)
+                table.pack(Transition(start, action, reward, reached, terminal, imagined), rows[:, t])
+                keep[:, t] = believed
+                kept = believed.to(obs.dtype)
                 totals += torch.stack(
                     [
-                        torch.full_like(kept[:, 0], width),
-                        alive.sum(-1),
+                        torch.full_like(kept[:, 0], asked),
+                        alive[:, :asked].sum(-1),
                         kept.sum(-1),
-                        (done.terminal * kept).sum(-1),
-                        (done.reward * kept).sum(-1),
-                        (done.score * kept).sum(-1),
+                        (terminal * kept).sum(-1),
+                        (reward * kept).sum(-1),
+                        (score * kept).sum(-1),
                     ]
                 )
-                obs, alive = done.next_obs, done.alive
+                obs, alive = step.next_obs, step.alive
             table.write(rows.flatten(1, 2), keep.flatten(1, 2))
         asked, lived, kept_rows, terminals, reward, score = totals
         rows_kept = kept_rows.clamp(min=1)
