@@ -11,25 +11,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Params = list[Tensor]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def product_dtype(precision: Precision) -> torch.dtype | None:
     """What matrix products are computed in; None for what comes in, float32.
 
+    `tf32` is float32 in memory: how a CUDA device rounds its products is a switch of the whole process, `use_tf32`.
+
     Raises:
         ValueError: another name.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision={precision} is unknown; it is float32 or bfloat16")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision={precision} is unknown; it is {', '.join(get_args(Precision))}")
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def use_tf32(wanted: bool, device: torch.device) -> None:
+    """Let products of this process be rounded to TF32, or not.
+
+    Raises:
+        ValueError: wanted on a device that has none.
+    """
+    if wanted and device.type != "cuda":
+        raise ValueError(f"precision=tf32 is a rounding of CUDA devices, and the device is {device}; use float32")
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
 def bfloat16_speedup(repeats: int = 7) -> float:

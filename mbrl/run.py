@@ -26,7 +26,7 @@ from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
-from mbrl.nets import bfloat16_speedup, generator
+from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
@@ -193,6 +193,7 @@ class Run:
         self.seeds = compose.seed_list(cfg)
         self.device = torch.device(cfg.device)
         torch.set_num_threads(cfg.threads)
+        use_tf32(cfg.precision == "tf32", self.device)
         torch.set_flush_denormal(True)  # moments and activations near 0 slow a CPU down by a tenth within 2,000 updates
         self.console = Console(soft_wrap=True, highlight=False)
         self.rate: float | None = None

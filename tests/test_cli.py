@@ -187,6 +187,8 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
         ),
         (["device=gpu"], "device=gpu: expected auto, cpu, cuda"),
         (["updates=many"], "updates=many: expected a whole number"),
+        (["precision=tf32", "device=cpu"], "precision=tf32 is a rounding of CUDA devices, and the device is cpu"),
+        (["precision=half"], "precision=half is unknown; it is float32, tf32, bfloat16"),
         (["compile=fast"], "compile=fast is unknown; it is auto, eager, compile or graph"),
         (["eval.background=often"], "eval.background=often is unknown; it is true, false or auto"),
         (["penalty=none,max_aleatoric"], "--multirun"),
