@@ -419,7 +419,7 @@ def ranking(case: Case) -> Finding:
         axes.axvline(1.0, color="#666666", linewidth=0.8, linestyle="--")
         axes.set_yticks(place, list(rows), fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlabel("error of the chosen candidate / all candidates'")
+        axes.set_xlabel("error of the chosen / error of all")
         axes.set_title(states.name, fontsize=10)
         axes.legend(fontsize=7, frameon=False)
     return Finding(numbers, tables, {"ranking": tidy(figure)})
