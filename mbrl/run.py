@@ -29,6 +29,7 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
+from mbrl.rollout.select import RandomElite
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
@@ -315,6 +316,8 @@ class Run:
             show(f"note: {note}", "yellow")
         if task.env is None:
             show("no environment: nothing is scored, the model's own estimate is shown instead", "yellow")
+        if self.score is not None and isinstance(self.imagination.select, RandomElite):
+            show("note: the score is fitted and judged, but rollouts do not ask it: add 'filter=[morec]'", "yellow")
         if self.cfg.precision == "bfloat16" and self.device.type == "cpu" and (gain := bfloat16_speedup()) < 1:
             show(f"note: this CPU multiplies bfloat16 at {gain:.2f} of its float32 rate: it costs time here", "yellow")
         minimum = self.cfg.learner.target_minimum

@@ -422,6 +422,14 @@ def test_choices_run(choice: list[str], words: list[str], tmp_path: Path) -> Non
     assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
 
 
+def test_a_score_that_nobody_asks_is_said(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = "rollouts do not ask it: add 'filter=[morec]'"
+    assert main([*words, "score=closest_to_mean"]) == 0
+    assert said in capsys.readouterr().out
+    assert main([*words[:-1], words[-1] + "-2", "filter=[morec]", "score=closest_to_mean"]) == 0
+    assert said not in capsys.readouterr().out
+
+
 def test_options_of_ones_own_folder(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine" / "penalty").mkdir(parents=True)
     (tmp_path / "mine" / "penalty" / "gentle.yaml").write_text(
