@@ -2,14 +2,14 @@
 # What is to be believed? MOPO and MOBILE, each plain, with MOREC as our measurements recommend it and with MOREC as
 # published, on two fits of the dynamics model: twelve cells, equal updates, one table.
 #
-#   scripts/reproduce/hopper_belief.sh DATASET.hdf5 OUT [key=value ...]
+#   scripts/reproduce/hopper_belief.sh DATASET.hdf5 FOLDER [key=value ...]
 #   UPDATES=40000 SEEDS=3 FITS="published beta_nll" ALGOS="mopo mobile" FILTERS="plain morec morec_published" ...
 #   SMOKE=1 ...      every cell for a moment: does it run?
 #
 # Weights are the published ones of hopper-medium-replay. Started again it goes on where it was stopped. One CPU core
 # needs hours for a MOBILE cell: UPDATES, SEEDS and `rollout.lanes=` are what to lower.
 set -euo pipefail
-dataset=$1 out=$2
+dataset=$1 folder=$2
 shift 2
 if [ -n "${SMOKE:-}" ]; then
   set -- dynamics.max_epochs=1 dynamics.members=3 dynamics.elites=2 "dynamics.hidden=[32,32]" rollout.lanes=50 \
@@ -20,7 +20,7 @@ updates=${UPDATES:-40000} seeds=${SEEDS:-3}
 for fit in ${FITS:-published beta_nll}; do
   for algo in ${ALGOS:-mopo mobile}; do
     for filter in ${FILTERS:-plain morec morec_published}; do
-      run=$out/$algo-$filter-$fit
+      run=$folder/$algo-$filter-$fit
       if [ -e "$run/summary.json" ] && grep -q '"status": "finished"' "$run/summary.json"; then continue; fi
       if [ -e "$run/config.yaml" ]; then
         mbrl train "resume=$run" progress=false
@@ -46,4 +46,4 @@ for fit in ${FITS:-published beta_nll}; do
     done
   done
 done
-python "$(dirname "$0")/table.py" $(ls -d "$out"/m*/)
+python "$(dirname "$0")/table.py" $(ls -d "$folder"/m*/)
