@@ -136,7 +136,6 @@ def test_one_at_a_time(elsewhere: Scoring) -> None:
     assert_is(elsewhere.collect(), 1)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_signals_to_the_whole_job_do_not_stop_it(elsewhere: Scoring) -> None:
     assert os.getsid(pid(elsewhere)) != os.getsid(0)  # Ctrl-C is sent to a terminal's session
     os.kill(pid(elsewhere), signal.SIGTERM)
@@ -208,7 +207,6 @@ one.collect()
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="kills by POSIX signals")
 def test_it_ends_with_the_training_even_in_the_middle(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(ALONE.format(path=[str(Path(__file__).parent)]))

@@ -61,9 +61,10 @@ def test_one_job_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "- W1, broken: exit status 1: no kernel" in text
 
 
-def test_without_a_cuda_device_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
+def test_without_a_cuda_device_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # also where there is one
     with pytest.raises(SystemExit):
         gpu.parse([])
     assert "--device cpu --quick" in capsys.readouterr().err
