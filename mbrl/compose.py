@@ -31,13 +31,14 @@ from mbrl.data.sources import Dataset, load_dataset
 from mbrl.data.tasks import Reference, Task, find_task, task_for
 from mbrl.data.validate import nearest
 from mbrl.dynamics.ensemble import GaussianEnsemble
-from mbrl.evaluate import EnvSpec, env_spec
+from mbrl.dynamics.oracle import OracleModel
+from mbrl.evaluate import EnvSpec, EvaluationError, env_spec
 from mbrl.learn.sac import SAC
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.train import Schedule
-from mbrl.types import Score
+from mbrl.types import RunModel, Score
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -373,12 +374,38 @@ def seed_list(cfg: DictConfig) -> list[int]:
     return [cfg.seed + i for i in range(cfg.seeds)]
 
 
-def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> GaussianEnsemble:
-    """The dynamics model, not fitted."""
-    obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
+def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> RunModel:
+    """The dynamics model, not fitted. The true simulator is told which environment it is.
+
+    Raises:
+        ConfigError: a setting that does not fit, or no simulator where the model is one.
+    """
+    data, dataset = problem.dataset.transitions, problem.dataset
     with naming("dynamics"):
-        model: GaussianEnsemble = instantiate(cfg.dynamics)(obs.shape[-1], action.shape[-1], seeds, device=device)
+        partial = instantiate(cfg.dynamics)
+        own = {}
+        if partial.func is OracleModel:
+            if problem.task.env is None:
+                raise ConfigError(
+                    "dynamics=oracle is the true simulator, and there is none: give env=, or a fitted model"
+                )
+            own = {
+                "env": problem.task.env,
+                "env_kwargs": problem.task.env_kwargs,
+                "action_low": dataset.action_low.tolist(),
+                "action_high": dataset.action_high.tolist(),
+            }
+        try:
+            model: RunModel = partial(data.obs.shape[-1], data.action.shape[-1], seeds, **own, device=device)
+        except EvaluationError as error:
+            raise ConfigError(f"dynamics=oracle: {error}") from error
     return model
+
+
+def asks_model(cfg: DictConfig, problem: Problem) -> bool:
+    """Whether anything in the run asks the dynamics model: rollouts, a target penalty, a stand-in for evaluations."""
+    imagined = int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size
+    return imagined or cfg.learner.target_penalty is not None or problem.task.env is None
 
 
 def build_learner(
@@ -387,7 +414,7 @@ def build_learner(
     action_dim: int,
     seeds: Sequence[int],
     device: torch.device,
-    model: GaussianEnsemble | None = None,
+    model: RunModel | None = None,
 ) -> SAC:
     """The learner; its regularisers are named slots in the configuration and a list in the code.
 
@@ -444,12 +471,19 @@ def build_score(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
     return made
 
 
-def build_imagination(
-    cfg: DictConfig, problem: Problem, model: GaussianEnsemble, score: Score | None = None
-) -> Imagination:
-    """Action source, selector and the filters in their order."""
+def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score: Score | None = None) -> Imagination:
+    """Action source, selector and the filters in their order.
+
+    Raises:
+        ConfigError: parts that do not go together.
+    """
     rollout = cfg.rollout
     data = problem.dataset.transitions
+    if not isinstance(model, GaussianEnsemble) and (score is not None or rollout.truncate is not None):
+        raise ConfigError(
+            "scores and cuts by distrust judge a fitted model by the rows that it has held out, and dynamics=oracle is "
+            "the truth: leave out filter=[morec], filter=[truncate] and score=, or choose a fitted model"
+        )
     select, truncate = instantiate(rollout.select), instantiate(rollout.truncate)
     if isinstance(select, functools.partial):
         if score is None:

@@ -248,6 +248,8 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
         raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
     where = compose.choose_device(device)
     model = compose.build_model(cfg, problem, meta["seeds"], where)
+    if not isinstance(model, GaussianEnsemble):
+        raise ConfigError(f"{path} has the true simulator as its model: there is nothing to diagnose")
     found = load_latest(path / "dynamics" / "model", map_location=where)
     if found is None:
         raise FileNotFoundError(f"{path} has no fitted dynamics model yet; wait for it, or finish it by `mbrl fit`")

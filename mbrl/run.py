@@ -20,7 +20,8 @@ from mbrl.capture import WORTH_COMPILING_A_FIT, choose
 from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.dynamics import quality
-from mbrl.dynamics.ensemble import FitReport, FitStopped
+from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
+from mbrl.dynamics.oracle import OracleModel
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
@@ -220,7 +221,7 @@ class Run:
             action_dim=action_dim,
             capacity=compose.ring_capacity(cfg),
             members=self.model.members,
-            hidden=max(p.shape[-1] for p in self.model.params),
+            hidden=max(p.shape[-1] for p in self.model.params) if isinstance(self.model, GaussianEnsemble) else obs_dim,
             lanes=min(self.imagination.chunk, cfg.rollout.lanes),
             seeds=len(self.seeds),
             device=self.device,
@@ -246,9 +247,14 @@ class Run:
         with self.lock, endings(self.run, self.logger) as stop, contextlib.ExitStack() as afterwards:
             if self.problem.task.env is not None:  # what is wrong with it is found before the fit
                 Evaluator(**{**self.evaluator_settings(), "episodes": 1, "seeds": self.seeds[:1]}).close()
-            if not (self.fit_model(stop) and self.fit_score(stop)):
-                return self.interrupted("train", None)
-            self.calibrate()
+            if isinstance(self.model, OracleModel):
+                afterwards.callback(self.model.close)
+            if compose.asks_model(self.cfg, self.problem):
+                if not (self.fit_model(stop) and self.fit_score(stop)):
+                    return self.interrupted("train", None)
+                self.calibrate()
+            else:
+                self.say("no dynamics model is fitted: every row of a batch is real")
             if self.problem.task.env is not None:
                 self.scoring = self.make_scoring()
                 afterwards.callback(self.scoring.close)
@@ -334,6 +340,9 @@ class Run:
     def fit_model(self, stop: StopRequest) -> bool:
         """Make the dynamics model a fitted one, from this run, the store or by a fit; False if asked to stop."""
         cfg, model = self.cfg, self.model
+        if not isinstance(model, GaussianEnsemble):
+            self.say(f"the dynamics model is the simulator {self.problem.task.env}: nothing is fitted")
+            return True
         key = store_key(self.problem.dataset.hash, compose.dynamics_settings(cfg))
         rows = len(self.problem.dataset.transitions.reward)
         epochs = model.epochs(rows)
@@ -369,6 +378,8 @@ class Run:
             whole: show every dimension.
         """
         dataset, model, seeds = self.problem.dataset, self.model, self.seeds
+        if not isinstance(model, GaussianEnsemble) or "dynamics" not in self.run.meta:
+            return True  # the truth, or a model that nobody asks
         rows = dataset.transitions
         holdout = model.split(len(rows.reward)).holdout
 
@@ -416,6 +427,7 @@ class Run:
         cfg, score, model, data = self.cfg, self.score, self.model, self.problem.dataset.transitions
         if score is None:
             return True
+        assert isinstance(model, GaussianEnsemble)  # else the score has been refused
         noted: dict[str, Any] = {}
         if isinstance(score, Fittable):
             key = store_key(self.problem.dataset.hash, compose.score_settings(cfg), (*CODE, *SCORE_CODE))
@@ -463,6 +475,9 @@ class Run:
 
     def calibrate(self) -> None:
         """Thresholds that are a quantile of held-out rows become numbers."""
+        if not any(isinstance(part, Truncate) for part in self.imagination.filters.filters):
+            return
+        assert isinstance(self.model, GaussianEnsemble)  # else the cut has been refused
         rows = self.problem.dataset.transitions
         held_out = self.model.split(len(rows.reward)).holdout.cpu()
         obs, action = rows.obs[held_out].to(self.device), rows.action[held_out].to(self.device)

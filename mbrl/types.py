@@ -128,6 +128,23 @@ class Simulator(Protocol):
         ...
 
 
+class EliteModel(DynamicsModel, Simulator, Protocol):
+    """The elites of a model, all or one for each lane."""
+
+
+class RunModel(DynamicsModel, Protocol):
+    """A model as a run holds it. What is `Fittable` besides is fitted first, or taken from the store."""
+
+    seeds: tuple[int, ...]
+    obs_dim: int
+    elite_count: int
+    device: torch.device
+
+    def elite_view(self) -> EliteModel:
+        """The elites as a model of their own."""
+        ...
+
+
 class ActionSource(Protocol):
     """Where imagined actions come from."""
 

@@ -1,28 +1,39 @@
 #!/usr/bin/env bash
-# What is to be believed? MOPO and MOBILE, each plain, with MOREC as our measurements recommend it and with MOREC as
-# published, on two fits of the dynamics model: twelve cells, equal updates, one table.
+# What is to be believed? MOPO and MOBILE, each plain, with MOREC as our measurements recommend it (residual score) and
+# with MOREC as published (adversarial score), on two fits of the dynamics model: twelve cells, equal updates, one table.
 #
 #   scripts/reproduce/hopper_belief.sh DATASET.hdf5 FOLDER [key=value ...]
-#   UPDATES=40000 SEEDS=3 FITS="published beta_nll" ALGOS="mopo mobile" FILTERS="plain morec morec_published" ...
+#   UPDATES=20000 SEEDS=3 FITS="published beta_nll" ALGOS="mopo mobile" FILTERS="plain morec morec_published" ...
+#   FULL=1 ...       published sizes of networks, rollouts and scores: days on a CPU
 #   SMOKE=1 ...      every cell for a moment: does it run?
 #
-# Weights are the published ones of hopper-medium-replay. Started again it goes on where it was stopped. One CPU core
-# needs hours for a MOBILE cell: UPDATES, SEEDS and `rollout.lanes=` are what to lower.
+# Weights are the published ones of hopper-medium-replay. Both fits get the same number of updates. Without FULL the
+# learner is smaller, its actor faster, rollouts fewer, and the adversarial score has half the iterations and a quarter
+# of the discriminators: two to three hours of one core. Started again it goes on where it was stopped.
 set -euo pipefail
 dataset=$1 folder=$2
 shift 2
+plain=() morec=() published=()
 if [ -n "${SMOKE:-}" ]; then
   set -- dynamics.max_epochs=1 dynamics.members=3 dynamics.elites=2 "dynamics.hidden=[32,32]" rollout.lanes=50 \
-    learner.hidden=[32,32] eval.episodes=2 "$@"
+    "learner.hidden=[32,32]" eval.episodes=2 "$@"
+  morec=(score.steps=50)
+  published=(score.iterations=20 score.warm_up=0 score.pretraining_steps=20 score.snapshot_every=5 score.interval=1)
   UPDATES=${UPDATES:-200}
+elif [ -z "${FULL:-}" ]; then
+  set -- "learner.hidden=[128,128]" learner.actor_learning_rate=3e-4 eval.episodes=5 dynamics.max_steps=4000 \
+    dynamics.max_epochs=null dynamics.patience=null dynamics.improvement=0 "$@"
+  plain=(rollout.lanes=10000)
+  morec=(rollout.lanes=500)
+  published=(rollout.lanes=500 score.iterations=1000 score.snapshot_every=90 score.history=10 score.interval=1)
 fi
-updates=${UPDATES:-40000} seeds=${SEEDS:-3}
-for fit in ${FITS:-published beta_nll}; do
-  for algo in ${ALGOS:-mopo mobile}; do
+updates=${UPDATES:-20000} seeds=${SEEDS:-3}
+for algo in ${ALGOS:-mopo mobile}; do
+  for fit in ${FITS:-published beta_nll}; do
     for filter in ${FILTERS:-plain morec morec_published}; do
       run=$folder/$algo-$filter-$fit
       if [ -e "$run/summary.json" ] && grep -q '"status": "finished"' "$run/summary.json"; then continue; fi
-      if [ -e "$run/config.yaml" ]; then
+      if [ -e "$run/meta.json" ]; then
         mbrl train "resume=$run" progress=false
         continue
       fi
@@ -33,16 +44,14 @@ for fit in ${FITS:-published beta_nll}; do
         mobile-*) weights="learner.target_penalty.coefficient=0.5" ;;
       esac
       filters="[$filter]"
-      [ "$filter" != plain ] || filters="[]"
-      smoke=()
-      if [ -n "${SMOKE:-}" ] && [ "$filter" = morec_published ]; then
-        smoke=(score.iterations=20 score.warm_up=0 score.pretraining_steps=20 score.snapshot_every=5 score.interval=1)
-      elif [ -n "${SMOKE:-}" ] && [ "$filter" = morec ]; then
-        smoke=(score.steps=50)
-      fi
+      case $filter in
+        plain) filters="[]" own=(${plain[@]+"${plain[@]}"}) ;;
+        morec) own=(${morec[@]+"${morec[@]}"}) ;;
+        morec_published) own=(${published[@]+"${published[@]}"}) ;;
+      esac
       mbrl train "dataset=$dataset" env=Hopper-v5 "algo=$algo" "filter=$filters" "dynamics=$fit" "$weights" \
-        "updates=$updates" "seeds=$seeds" "eval.every=$((updates / 10))" "log_every=$((updates / 40))" \
-        progress=false "run_dir=$run" ${smoke[@]+"${smoke[@]}"} "$@"
+        "updates=$updates" "seeds=$seeds" "eval.every=$((updates / 20))" "log_every=$((updates / 40))" \
+        progress=false "run_dir=$run" ${own[@]+"${own[@]}"} "$@"
     done
   done
 done

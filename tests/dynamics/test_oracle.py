@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mbrl.data.refrigerator import ENV, refrigerator_step
-from mbrl.dynamics.oracle import Oracle
+from mbrl.dynamics.oracle import Oracle, OracleModel
 from mbrl.evaluate import EvaluationError, make_env
 
 LOCOMOTION = ("Hopper-v4", "Hopper-v5", "Walker2d-v4", "Walker2d-v5", "HalfCheetah-v4", "HalfCheetah-v5")
@@ -101,3 +102,77 @@ def test_an_environment_that_cannot_be_set_is_refused() -> None:
         EvaluationError, match=r"env=CartPole|env=MountainCarContinuous-v0: the full state is not known"
     ):
         Oracle("MountainCarContinuous-v0")
+
+
+# -- as a model --------------------------------------------------------------------------------------------------------
+
+
+def as_model(rows: dict[str, np.ndarray[Any, Any]], **settings: Any) -> OracleModel:
+    return OracleModel(rows["obs"].shape[-1], rows["action"].shape[-1], [0, 1], **settings)
+
+
+def stacked(rows: np.ndarray[Any, Any]) -> torch.Tensor:
+    """(N, D) -> (2, N, D): the second seed has them in reverse."""
+    return torch.from_numpy(np.stack([rows, rows[::-1]])).float()
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"])
+def test_a_model_predicts_the_environments_own_step_without_doubt(env_id: str) -> None:
+    pytest.importorskip("mujoco")
+    rows = logged(env_id, 60)
+    model = as_model(rows, env=env_id)
+    said = model.predict(stacked(rows["obs"]), stacked(rows["action"]))
+    assert said.mean.shape == (2, 1, 60, rows["obs"].shape[-1] + 1)
+    assert not said.std.any()
+    exact = ~model.oracle.hides(rows["obs"])
+    assert exact.sum() > 30
+    np.testing.assert_allclose(said.mean[0, 0, :, :-1][exact], rows["next_obs"][exact], atol=2e-3)  # float32 states
+    np.testing.assert_allclose(said.mean[0, 0, :, -1][exact], rows["reward"][exact], atol=2e-2)
+    torch.testing.assert_close(said.mean[1, 0], said.mean[0, 0].flip(0), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.predict_one(stacked(rows["obs"]), stacked(rows["action"]), said.mean[..., 0]), said
+    )
+
+
+def test_lanes_that_show_a_clipped_velocity_go_on_from_the_full_state() -> None:
+    pytest.importorskip("mujoco")
+    rows = logged("Hopper-v5", 3)
+    model = as_model(rows, env="Hopper-v5")
+    oracle = model.oracle
+    state = np.array(
+        [[0.0, 1.2, 0.0, -0.1, -0.1, 0.5, 1.0, -1.0, 0.3, 4.0, -9.0, -9.0]]
+    )  # a knee that is about to race
+    action = np.array([[1.0, -1.0, 1.0]])
+    true_obs, imagined_obs, hidden = [], [], 0
+    obs = torch.from_numpy(np.concatenate([state[:, 1:6], state[:, 6:].clip(-10, 10)], -1)).float().expand(2, 1, -1)
+    push = torch.from_numpy(action).float().expand(2, 1, -1)
+    for _ in range(6):
+        done = oracle.step(state, action)
+        state = done.states
+        hidden += int(np.abs(state[0, 6:]).max() > 10)
+        true_obs.append(done.next_obs[0])
+        obs = model.predict(obs, push).mean[:, 0, :, :-1]
+        imagined_obs.append(obs[0, 0].numpy())
+    assert hidden >= 2
+    np.testing.assert_allclose(imagined_obs, true_obs, atol=2e-2)
+    # Without the memory the clipped velocity is taken for the true one, and the lane is another.
+    forgetful = as_model(rows, env="Hopper-v5")
+    lost = []
+    obs = torch.from_numpy(true_obs[0]).float().expand(2, 1, -1)
+    for _ in range(5):
+        forgetful._left = None
+        obs = forgetful.predict(obs, push).mean[:, 0, :, :-1]
+        lost.append(obs[0, 0].numpy())
+    assert np.abs(np.array(lost) - true_obs[1:]).max() > 0.1
+
+
+def test_workers_change_nothing() -> None:
+    pytest.importorskip("mujoco")
+    rows = logged("HalfCheetah-v5", 11)
+    alone, pooled = as_model(rows, env="HalfCheetah-v5"), as_model(rows, env="HalfCheetah-v5", workers=2)
+    obs, action = stacked(rows["obs"]), stacked(rows["action"])
+    try:
+        torch.testing.assert_close(pooled.predict(obs, action), alone.predict(obs, action), rtol=0, atol=0)
+    finally:
+        pooled.close()
+    assert pooled._pool is None
