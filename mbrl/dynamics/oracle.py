@@ -1,4 +1,4 @@
-"""The true next state of any observation, from the simulator: what diagnoses measure models against, and a model itself.
+"""The true next state of any observation, from the simulator: what diagnoses measure models against, and a model.
 
 A simulator is set to the state that an observation describes and makes one step. That is exact for locomotion tasks,
 whose observation lacks nothing but the horizontal position, on which neither dynamics nor reward depend, except where
