@@ -422,6 +422,28 @@ def test_choices_run(choice: list[str], words: list[str], tmp_path: Path) -> Non
     assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
 
 
+def test_the_simulator_as_model_is_not_fitted(log: Path, store: Path, tmp_path: Path, capsys: Any) -> None:
+    settings = [word for word in PENDULUM if not word.startswith("dynamics.")]
+    words = ["train", f"dataset={log}", *settings, f"store={tmp_path / 'store'}", "dynamics=oracle", "seeds=2"]
+    assert main([*words, f"run_dir={tmp_path / 'run'}"]) == 0
+    assert "the dynamics model is the simulator Pendulum-v1: nothing is fitted" in capsys.readouterr().out
+    assert read(tmp_path / "run" / "summary.json")["updates"] == 40
+    assert not (tmp_path / "run" / "dynamics").exists()
+    assert not (tmp_path / "store").exists()
+    pooled = [*words, f"run_dir={tmp_path / 'pooled'}", "dynamics.workers=2"]
+    assert main(pooled) == 0
+    assert (tmp_path / "pooled" / "policy.pt").read_bytes() == (tmp_path / "run" / "policy.pt").read_bytes()
+
+
+def test_without_imagination_no_model_is_fitted(log: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["train", f"dataset={log}", *PENDULUM, f"store={tmp_path / 'store'}", "real_ratio=1.0", "penalty=none"]
+    assert main([*words, f"run_dir={tmp_path / 'run'}"]) == 0
+    assert "no dynamics model is fitted" in capsys.readouterr().out
+    assert "dynamics" not in read(tmp_path / "run" / "meta.json")
+    assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+
+
 def test_a_score_that_nobody_asks_is_said(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = "rollouts do not ask it: add 'filter=[morec]'"
     assert main([*words, "score=closest_to_mean"]) == 0

@@ -19,6 +19,7 @@ from mbrl import compose
 from mbrl.compose import ConfigError
 from mbrl.data.tasks import Task, all_tasks, find_task, task_for
 from mbrl.dynamics.ensemble import EliteView, GaussianEnsemble
+from mbrl.dynamics.oracle import OracleModel
 from mbrl.learn.penalties import ModelBellmanInconsistency
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
@@ -82,7 +83,7 @@ def test_every_option_composes_and_its_parts_are_made(group: str, option: str) -
     learner = compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
     score = compose.build_score(cfg, problem, [0], torch.device("cpu"))
     imagination = compose.build_imagination(cfg, problem, model, score)
-    assert isinstance(model, GaussianEnsemble)
+    assert isinstance(model, OracleModel if option == "oracle" else GaussianEnsemble)
     assert isinstance(learner, SAC)
     assert imagination.length == cfg.rollout.length
     assert compose.build_schedule(cfg).updates == cfg.updates
@@ -317,6 +318,51 @@ def test_a_filters_table_wins_over_the_algorithms() -> None:
 def test_filters_that_lack_something_say_what(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parts_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["env=null"], "dynamics=oracle is the true simulator, and there is none: give env="),
+        (["filter=[morec]"], "scores and cuts by distrust judge a fitted model"),
+        (["filter=[truncate]"], "scores and cuts by distrust judge a fitted model"),
+        (["score=closest_to_mean"], "scores and cuts by distrust judge a fitted model"),
+        (["penalty=ensemble_std"], "measures how several members disagree, and dynamics.members is 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_truth_has_no_use_for_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parts_of("dynamics=oracle", *words)
+
+
+def test_mobile_asks_several_members_and_there_is_one_truth() -> None:
+    cfg = composed("dynamics=oracle", "algo=mobile")
+    model = compose.build_model(cfg, compose.load_problem(cfg), [0], torch.device("cpu"))
+    with pytest.raises(ConfigError, match="how far several elites disagree"):
+        compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
+
+
+def test_a_penalty_on_predicted_noise_is_nothing_with_the_truth() -> None:
+    cfg = composed("dynamics=oracle")
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    imagination = compose.build_imagination(cfg, problem, model)
+    obs, action = problem.dataset.transitions.obs[None, :5], problem.dataset.transitions.action[None, :5]
+    alive = torch.ones(1, 5, dtype=torch.bool)
+    noise, uniform = torch.randn(1, 5, 4), torch.rand(1, 5)
+    step = imagination.filters(imagination.guess(obs, action, alive, noise, uniform), 0)
+    torch.testing.assert_close(step.next_obs[0], problem.dataset.transitions.next_obs[:5], rtol=0, atol=1e-4)
+    torch.testing.assert_close(step.reward[0], problem.dataset.transitions.reward[:5], rtol=0, atol=1e-3)
+
+
+def test_a_run_that_imagines_nothing_asks_no_model() -> None:
+    problem = compose.load_problem(composed())
+    assert compose.asks_model(composed(), problem)
+    assert not compose.asks_model(composed("real_ratio=1.0", "penalty=none"), problem)
+    assert compose.asks_model(composed("real_ratio=1.0", "algo=mobile"), problem)
+    unscored = composed("real_ratio=1.0", "env=null")  # the model's estimate stands in for evaluations
+    assert compose.asks_model(unscored, compose.load_problem(unscored))
 
 
 def test_a_run_with_another_score() -> None:
