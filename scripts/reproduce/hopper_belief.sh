@@ -3,17 +3,18 @@
 # with MOREC as published (adversarial score), on two fits of the dynamics model: twelve cells, equal updates, one table.
 #
 #   scripts/reproduce/hopper_belief.sh DATASET.hdf5 FOLDER [key=value ...]
-#   UPDATES=20000 SEEDS=3 FITS="published beta_nll" ALGOS="mopo mobile" FILTERS="plain morec morec_published" ...
+#   UPDATES=30000 SEEDS=3 FITS="published beta_nll" ALGOS="mopo mobile" FILTERS="plain morec morec_published" ...
 #   FULL=1 ...       published sizes of networks, rollouts and scores: days on a CPU
 #   SMOKE=1 ...      every cell for a moment: does it run?
 #
 # Weights are the published ones of hopper-medium-replay. Both fits get the same number of updates. Without FULL the
-# learner is smaller, its actor faster, rollouts fewer, and the adversarial score has half the iterations and a quarter
-# of the discriminators: two to three hours of one core. Started again it goes on where it was stopped.
+# learner is smaller, its actor faster, rollouts fewer, MOBILE samples half as many next states, and the adversarial score
+# has half the iterations and a quarter of the discriminators: two to three hours of one core. Started again it goes on
+# where it was stopped.
 set -euo pipefail
 dataset=$1 folder=$2
 shift 2
-plain=() morec=() published=()
+plain=() morec=() published=() mobile=()
 if [ -n "${SMOKE:-}" ]; then
   set -- dynamics.max_epochs=1 dynamics.members=3 dynamics.elites=2 "dynamics.hidden=[32,32]" rollout.lanes=50 \
     "learner.hidden=[32,32]" eval.episodes=2 "$@"
@@ -23,11 +24,12 @@ if [ -n "${SMOKE:-}" ]; then
 elif [ -z "${FULL:-}" ]; then
   set -- "learner.hidden=[128,128]" learner.actor_learning_rate=3e-4 eval.episodes=5 dynamics.max_steps=4000 \
     dynamics.max_epochs=null dynamics.patience=null dynamics.improvement=0 "$@"
+  mobile=(learner.target_penalty.samples=5)
   plain=(rollout.lanes=10000)
   morec=(rollout.lanes=500)
   published=(rollout.lanes=500 score.iterations=1000 score.snapshot_every=90 score.history=10 score.interval=1)
 fi
-updates=${UPDATES:-20000} seeds=${SEEDS:-3}
+updates=${UPDATES:-30000} seeds=${SEEDS:-3}
 for algo in ${ALGOS:-mopo mobile}; do
   for fit in ${FITS:-published beta_nll}; do
     for filter in ${FILTERS:-plain morec morec_published}; do
@@ -38,10 +40,10 @@ for algo in ${ALGOS:-mopo mobile}; do
         continue
       fi
       case $algo-$filter in
-        mopo-plain) weights="rollout.penalise.coefficient=2.5" ;;
-        mopo-*) weights="rollout.penalise.coefficient=15" ;;
-        mobile-plain) weights="learner.target_penalty.coefficient=0.1" ;;
-        mobile-*) weights="learner.target_penalty.coefficient=0.5" ;;
+        mopo-plain) weights=(rollout.penalise.coefficient=2.5) ;;
+        mopo-*) weights=(rollout.penalise.coefficient=15) ;;
+        mobile-plain) weights=(learner.target_penalty.coefficient=0.1 ${mobile[@]+"${mobile[@]}"}) ;;
+        mobile-*) weights=(learner.target_penalty.coefficient=0.5 ${mobile[@]+"${mobile[@]}"}) ;;
       esac
       filters="[$filter]"
       case $filter in
@@ -49,7 +51,7 @@ for algo in ${ALGOS:-mopo mobile}; do
         morec) own=(${morec[@]+"${morec[@]}"}) ;;
         morec_published) own=(${published[@]+"${published[@]}"}) ;;
       esac
-      mbrl train "dataset=$dataset" env=Hopper-v5 "algo=$algo" "filter=$filters" "dynamics=$fit" "$weights" \
+      mbrl train "dataset=$dataset" env=Hopper-v5 "algo=$algo" "filter=$filters" "dynamics=$fit" "${weights[@]}" \
         "updates=$updates" "seeds=$seeds" "eval.every=$((updates / 20))" "log_every=$((updates / 40))" \
         progress=false "run_dir=$run" ${own[@]+"${own[@]}"} "$@"
     done
