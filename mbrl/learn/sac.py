@@ -208,7 +208,7 @@ class SAC:
         return loss.sum(), (loss, opinion.values)
 
     def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Mean of alpha log pi - the backup's objective: the sum over seeds, the loss of each seed (S,) and log pi (S, B)."""
+        """Mean of alpha log pi - the backup's objective: summed over seeds, of each seed (S,), and log pi (S, B)."""
         action, log_density = squash(*self._policy(actor, z), noise)
         q = self.backup.objective(self._values(self.critics, z, action))
         loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
