@@ -220,6 +220,7 @@ COUNTS = {
 RANGES = {
     "real_ratio": (0.0, 1.0), "learner.discount": (0.0, 1.0), "learner.target_rate": (0.0, 1.0),
     "rollout.penalise.coefficient": (0.0, math.inf), "learner.target_penalty.coefficient": (0.0, math.inf),
+    "learner.backup.coefficient": (0.0, math.inf), "learner.regularisers.diversity.weight": (0.0, math.inf),
     "rollout.clip.margin": (0.0, math.inf),
     "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
     "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),

@@ -222,10 +222,18 @@ class Encoder(Protocol):
 
 
 class Backup(Protocol):
-    """How the critics' opinions of the next state become one value."""
+    """How the critics' opinions become one value: in the Bellman target, and for the actor."""
 
-    def __call__(self, next_q: Tensor) -> Tensor:
-        """next_q (*, E, B) -> (*, B)."""
+    def noise_size(self, critics: int) -> int:
+        """Standard normal numbers needed per seed and update; raise `ValueError` for too few critics."""
+        ...
+
+    def __call__(self, next_q: Tensor, noise: Tensor) -> Tensor:
+        """The target's side: next_q (*, E, B), noise (*, noise_size) -> (*, B)."""
+        ...
+
+    def objective(self, q: Tensor) -> Tensor:
+        """What the actor maximises: q (*, E, B) -> (*, B), differentiable."""
         ...
 
 

@@ -414,6 +414,13 @@ def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> 
         ["algo=mobile"],
         ["algo=mobile", "env=Pendulum-v1", "horizon=20", "seeds=2", "rollout.members=elites", "precision=bfloat16"],
         ["learner.backup_actions=3", "learner.soft_backup=false"],
+        ["algo=sac_n", "env=Pendulum-v1", "horizon=20"],
+        ["algo=edac", "env=Pendulum-v1", "horizon=20", "seeds=2"],
+        ["algo=ravl", "env=Pendulum-v1", "horizon=20"],
+        ["algo=ravl", "learner.critics=50", "backup=lower_confidence_bound"],
+        ["algo=mopo", "filter=[ravl]", "env=Pendulum-v1", "horizon=20"],
+        ["algo=mopo", "filter=[morec,ravl]", "score.steps=20", "env=Pendulum-v1", "horizon=20"],
+        ["algo=mobile", "filter=[ravl]", "backup=random_pair", "seeds=2"],
     ],
     ids=" ".join,
 )

@@ -20,6 +20,7 @@ from mbrl.compose import ConfigError
 from mbrl.data.tasks import Task, all_tasks, find_task, task_for
 from mbrl.dynamics.ensemble import EliteView, GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
+from mbrl.learn.backups import LowerConfidenceBound, Minimum, RandomPair
 from mbrl.learn.penalties import ModelBellmanInconsistency
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
@@ -122,7 +123,7 @@ def test_every_leaf_with_a_target_is_made() -> None:
     cfg = composed("penalty=ensemble_std")
     for name in ("actions", "select", "penalise"):
         assert instantiate(cfg.rollout[name]) is not None
-    assert instantiate(cfg.learner.backup)(torch.tensor([[3.0], [1.0]])).tolist() == [1.0]
+    assert instantiate(cfg.learner.backup)(torch.tensor([[3.0], [1.0]]), torch.empty(0)).tolist() == [1.0]
 
 
 def test_the_defaults_of_constructors_and_files_agree() -> None:
@@ -212,6 +213,103 @@ def test_mobile_asks_the_elites_and_leaves_rewards_alone() -> None:
     assert learner.temperature_optimiser.learning_rate.item() == 0.0
     # A policy that only acts needs no model.
     assert compose.build_learner(cfg, 3, 1, [0], torch.device("cpu")).target_penalty is None
+
+
+def learner_of(*overrides: str, task: str = "pendulum") -> SAC:
+    model = GaussianEnsemble(3, 1, [0], members=4, elites=3)
+    cfg = composed(*overrides, "learner.hidden=[8]", task=find_task(task))
+    return compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
+
+
+@pytest.mark.parametrize("algo", ["sac_n", "edac"])
+def test_model_free_algorithms_see_the_dataset_alone(algo: str) -> None:
+    assert composed(f"algo={algo}").real_ratio == 1.0
+    assert parts_of(f"algo={algo}") == ["Clip", "Terminate"]
+    learner = learner_of(f"algo={algo}")
+    assert learner.target_penalty is None
+    assert (learner.cosine_actor, learner.max_log_temperature) == (False, float("inf"))
+    assert learner.soft_backup
+    assert [type(term).__name__ for term in learner.regularisers] == ([] if algo == "sac_n" else ["Diversity"])
+
+
+def critics_and_diversity(*overrides: str, task: str) -> tuple[int, float]:
+    cfg = composed(*overrides, task=find_task(task))
+    return cfg.learner.critics, cfg.learner.regularisers.diversity.weight
+
+
+def test_ravl_is_edac_s_critics_on_imagined_rows_without_a_penalty() -> None:
+    assert parts_of("algo=ravl") == ["Clip", "Terminate"]
+    cfg = composed("algo=ravl", task=find_task("halfcheetah-medium-v2"))
+    assert (cfg.real_ratio, cfg.rollout.length, cfg.updates, cfg.learner.hidden) == (0.05, 5, 3_000_000, [256] * 3)
+    assert cfg.learner.actor_learning_rate == cfg.learner.temperature_learning_rate == 3e-4
+    learner = learner_of("algo=ravl")
+    assert (len(learner.regularisers), type(learner.backup), learner.critics[0].shape[1]) == (1, Minimum, 5)
+    assert not learner.cosine_actor
+    assert learner.target_penalty is None
+
+
+def test_ravl_has_one_table_whether_it_is_an_algorithm_or_a_filter() -> None:
+    for task, expected in (
+        ("halfcheetah-medium-v2", (10, 1.0)), ("hopper-medium-v2", (50, 1.0)), ("pendulum", (5, 1.0)),
+    ):  # fmt: skip
+        for words in (["algo=ravl"], ["algo=mopo", "filter=[ravl]"], ["algo=edac", "filter=[ravl]"]):
+            assert critics_and_diversity(*words, task=task) == expected, words
+
+
+def test_ravl_s_critics_leave_the_rest_of_an_algorithm_alone() -> None:
+    task = find_task("hopper-medium-v2")
+    plain, with_critics = composed(task=task), composed("filter=[ravl]", task=task)
+    assert (with_critics.learner.critics, with_critics.learner.regularisers.diversity.weight) == (50, 1.0)
+    plain.learner.critics, plain.learner.regularisers = with_critics.learner.critics, with_critics.learner.regularisers
+    plain.tables = with_critics.tables
+    assert plain == with_critics
+    assert parts_of("filter=[ravl]") == ["Clip", "Terminate", "Penalise"]  # RAVL + MOPO
+    assert parts_of("filter=[morec,ravl]") == parts_of("filter=[ravl,morec]") == parts_of("filter=[morec]")
+    both = composed("filter=[morec,ravl]", task=task)  # RAVL + MOREC
+    assert (both.rollout.length, both.rollout.penalise.coefficient, both.learner.critics) == (100, 15, 50)
+    mobile = learner_of("algo=mobile", "filter=[ravl]")  # and its penalty is taken off a target of five critics
+    assert mobile.target_penalty is not None
+    assert mobile.critics[0].shape[1] == 5
+    assert composed("filter=[ravl]", "learner.critics=3", "learner.regularisers.diversity=null").learner.critics == 3
+    assert learner_of("filter=[ravl]", "learner.regularisers.diversity=null").regularisers == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "sac_n", "edac"),
+    [
+        ("halfcheetah-medium-v2", 10, (10, 1.0)),
+        ("halfcheetah-random-v2", 10, (10, 0.0)),
+        ("halfcheetah-medium-expert-v2", 10, (10, 5.0)),
+        ("hopper-medium-v2", 500, (50, 1.0)),
+        ("hopper-medium-replay-v2", 200, (50, 1.0)),
+        ("walker2d-medium-v2", 20, (10, 1.0)),
+        ("walker2d-expert-v2", 100, (10, 5.0)),
+        ("pen-human-v1", 100, (20, 1000.0)),
+        ("hammer-cloned-v1", 100, (50, 200.0)),
+        ("antmaze-umaze-v2", 25, (10, 1.0)),
+    ],
+)
+def test_published_numbers_of_critics(task: str, sac_n: int, edac: tuple[int, float]) -> None:
+    assert composed("algo=sac_n", task=find_task(task)).learner.critics == sac_n
+    assert critics_and_diversity("algo=edac", task=task) == edac
+
+
+def test_backups_reach_the_learner() -> None:
+    assert isinstance(learner_of().backup, Minimum)
+    bound = learner_of("backup=lower_confidence_bound", "learner.backup.coefficient=2.5").backup
+    assert isinstance(bound, LowerConfidenceBound)
+    assert bound.coefficient == 2.5
+    assert isinstance(learner_of("backup=random_pair", "learner.critics=10").backup, RandomPair)
+    with pytest.raises(ConfigError, match=r"learner\.backup\.coefficient=-1: expected a number, 0 or more"):
+        learner_of("backup=lower_confidence_bound", "learner.backup.coefficient=-1")
+    asked = learner_of("filter=[ravl]", "backup=lower_confidence_bound")  # the command line wins
+    assert isinstance(asked.backup, LowerConfidenceBound)
+    # How run directories from before name the minimum.
+    former = composed()
+    former.learner.backup = {"_target_": "hydra.utils.get_method", "path": "mbrl.learn.backups.minimum"}
+    assert isinstance(compose.build_learner(former, 3, 1, [0], torch.device("cpu")).backup, Minimum)
+    with pytest.raises(ConfigError, match=r"^learner: learner.critics=1: backup=random_pair needs 2 critics or more"):
+        learner_of("backup=random_pair", "learner.critics=1")
 
 
 def test_targets_have_a_minimum_where_no_reward_is_negative() -> None:
@@ -406,6 +504,7 @@ def test_a_missing_tuned_key_is_named(tmp_path: Path) -> None:
         ("seeds=0", "seeds=0: expected"),
         ("seed=-1", "seed=-1: expected a whole number, 0 or more"),
         ("dynamics.members=true", "dynamics.members=True: expected"),
+        ("learner.critics=0", "learner.critics=0: expected a whole number, 1 or more"),
         ("checkpoint_seconds=often", "checkpoint_seconds=often: expected a number of seconds"),
     ],
 )

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
 from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.learn.backups import LowerConfidenceBound, Minimum, RandomPair
+from mbrl.learn.regularisers import Diversity
 from mbrl.learn.sac import SAC
 from mbrl.log import RunLogger
 from mbrl.rollout.actions import PolicyActions
@@ -24,7 +26,7 @@ from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
 from mbrl.train import Draws, OfflineTraining, Schedule, TrainingDiverged
-from mbrl.types import Batch, Metrics, StateDict, Transition
+from mbrl.types import Backup, Batch, Metrics, StateDict, Transition
 
 PLAN = Schedule(
     updates=60, batch_size=16, real_ratio=0.25, rollout_every=20, rollout_lanes=30, log_every=10, evaluate_every=25,
@@ -61,12 +63,12 @@ class Run:
 
     def __init__(
         self, folder: Path, plan: Schedule = PLAN, *, seeds: tuple[int, ...] = (0, 1), data: Transition = DATA,
-        stop_at: int | None = None,
+        stop_at: int | None = None, **learner: Any,
     ) -> None:  # fmt: skip
         folder.mkdir(exist_ok=True)
         self.evaluated: list[int] = []
         self.saved: dict[int, StateDict] = {}
-        self.learner = Watched(3, 2, seeds, hidden=(16,))
+        self.learner = Watched(3, 2, seeds, hidden=(16,), **learner)
         parts = Imagination(
             model(seeds), PolicyActions(), RandomElite(),
             FilterChain(clip=Clip(DATA), penalise=Penalise(max_aleatoric, 0.5)), 2, 20,
@@ -158,6 +160,18 @@ def test_a_resumed_run_equals_the_uninterrupted_bitwise(tmp_path: Path, stop: in
     assert equal(second.end(), straight.end())
     assert first.evaluated + second.evaluated == straight.evaluated
     assert first.learner.progress + second.learner.progress == straight.learner.progress
+
+
+@pytest.mark.parametrize("backup", [Minimum(), LowerConfidenceBound(2.0), RandomPair()], ids=lambda b: type(b).__name__)
+def test_many_critics_are_resumed_bitwise(backup: Backup, tmp_path: Path) -> None:
+    many: dict[str, Any] = {"critics": 10, "backup": backup, "regularisers": [Diversity(1.0)]}
+    straight, first = Run(tmp_path / "a", **many), Run(tmp_path / "b", stop_at=27, **many)
+    straight.training.run()
+    assert not first.training.run()
+    second = Run(tmp_path / "c", **many)
+    second.training.load_state_dict(first.saved[27])
+    assert second.training.run()
+    assert equal(second.end(), straight.end())
 
 
 def test_saving_at_every_update_changes_nothing(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class SAC:
         obs_dim: O.
         action_dim: A.
         seeds: each seed has its own initial weights; everything else it needs is handed in.
-        critics: E; the target is `backup` over all of them.
+        critics: E, any number that `backup` can do with.
         hidden: widths of the actor's and the critics' hidden layers (ReLU).
         discount: gamma.
         target_rate: tau of the moving average of the critics.
@@ -54,7 +54,7 @@ class SAC:
         cosine_actor: actor learning rate falls to 0 along a half cosine over the run.
         soft_backup: the target includes the entropy term.
         encoder: what the networks see of an observation.
-        backup: next_q (S, E, B) -> (S, B).
+        backup: what the critics' opinions come to, in the target and for the actor.
         backup_actions: a critic's value of a next state is its largest over this many actions of the policy (max-q
             backup: Kumar et al. 2020, appendix F; MOBILE on Adroit). More than one has no density: no `soft_backup`.
         target_penalty: taken off the Bellman target, e.g. MOBILE's.
@@ -104,6 +104,7 @@ class SAC:
         self.cosine_actor, self.soft_backup = cosine_actor, soft_backup
         self.encoder: Encoder = encoder if encoder is not None else Identity()
         self.backup, self.backup_actions, self.regularisers = backup, backup_actions, tuple(regularisers)
+        self._backup_noise = backup.noise_size(critics)
         self.target_penalty, self.target_minimum = target_penalty, target_minimum
         self._dtype = product_dtype(precision)
         self._values = partial(q_values, dtype=self._dtype)
@@ -121,24 +122,25 @@ class SAC:
         self.temperature_optimiser = Adam([self.log_temperature], temperature_learning_rate)
 
     def noise_size(self, batch_size: int) -> int:
-        """An action per row, `backup_actions` per next state, and what the target penalty asks for."""
-        actions = (1 + self.backup_actions) * batch_size * self.action_dim
+        """An action per row, `backup_actions` per next state, and what backup and target penalty ask for."""
+        size = (1 + self.backup_actions) * batch_size * self.action_dim + self._backup_noise
         if self.target_penalty is None:
-            return actions
-        return actions + self.target_penalty.noise_size(batch_size, self.obs_dim, self.action_dim)
+            return size
+        return size + self.target_penalty.noise_size(batch_size, self.obs_dim, self.action_dim)
 
     def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
         """One step of everything on a batch (S, B); noise (S, noise_size); progress () in [0, 1] of the run."""
         rows = batch.transition.reward.shape[-1]
         own, following = rows * self.action_dim, self.backup_actions * rows * self.action_dim
-        here, there, extra = noise.split([own, following, noise.shape[-1] - own - following], -1)
+        rest = noise.shape[-1] - own - following - self._backup_noise
+        here, there, chance, extra = noise.split([own, following, self._backup_noise, rest], -1)
         here, there = (x.unflatten(-1, (-1, self.action_dim)) for x in (here, there))
         z = self.encoder(batch.transition.obs)
 
         penalty = None
         if self.target_penalty is not None:
             penalty = self.target_penalty(batch, self.target_q, self.sample, extra)
-        target = self.target(batch, there, penalty)
+        target = self.target(batch, there, penalty, chance)
         grads, (critic_loss, q) = gradients(
             lambda critics: self.critic_loss(critics, z, batch.transition.action, target), self.critics
         )
@@ -164,13 +166,16 @@ class SAC:
         }
         return metrics if penalty is None else metrics | {"target_penalty": penalty.mean(-1)}
 
-    def target(self, batch: Batch, noise: Tensor, penalty: Tensor | None = None) -> Tensor:
+    def target(
+        self, batch: Batch, noise: Tensor, penalty: Tensor | None = None, chance: Tensor | None = None
+    ) -> Tensor:
         """Bellman target (S, B): r + gamma (1 - terminal) (backup Q'(s', a') - alpha log pi(a'|s')) - penalty.
 
         Args:
             batch: (S, B).
             noise: of the next actions, (S, backup_actions * B, A).
             penalty: (S, B).
+            chance: the backup's noise; None where it needs none.
         """
         step = batch.transition
         z = self.encoder(step.next_obs)
@@ -181,7 +186,7 @@ class SAC:
         next_q = self._values(self.target_critics, z, action)
         if self.backup_actions > 1:
             next_q = next_q.unflatten(-1, (self.backup_actions, -1)).amax(-2)
-        value = self.backup(next_q)
+        value = self.backup(next_q, noise.new_empty(0) if chance is None else chance)
         if self.soft_backup:
             value = value - self.log_temperature.exp().unsqueeze(-1) * log_density
         target = step.reward + self.discount * torch.where(step.terminal, torch.zeros_like(value), value)
@@ -203,9 +208,9 @@ class SAC:
         return loss.sum(), (loss, opinion.values)
 
     def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Mean of alpha log pi - min Q: the sum over seeds, the loss of each seed (S,) and log pi (S, B)."""
+        """Mean of alpha log pi - the backup's objective: summed over seeds, of each seed (S,), and log pi (S, B)."""
         action, log_density = squash(*self._policy(actor, z), noise)
-        q = self._values(self.critics, z, action).amin(-2)
+        q = self.backup.objective(self._values(self.critics, z, action))
         loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
         return loss.sum(), (loss, log_density)
 

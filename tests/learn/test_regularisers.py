@@ -49,6 +49,20 @@ def test_the_sweep_is_the_gradient(hidden: tuple[int, ...]) -> None:
     torch.testing.assert_close(swept, autograd_action_gradient(params, z, action), rtol=1e-5, atol=1e-6)
 
 
+def test_the_sweep_is_each_member_s_own_gradient() -> None:
+    params, z, action = critics()
+    swept = criticise(params, z, action).action_gradient()
+
+    def value(action: Tensor, z: Tensor, s: int, e: int) -> Tensor:
+        """Of one row (A,), (Z,) by critic e of seed s alone."""
+        return q_values([p[s, e : e + 1] for p in params], z[None], action[None])[0, 0]
+
+    for s in range(SEEDS):
+        for e in range(CRITICS):
+            each = torch.func.vmap(torch.func.grad(value), in_dims=(0, 0, None, None))(action[s], z[s], s, e)
+            torch.testing.assert_close(swept[s, e], each, rtol=1e-5, atol=1e-6)
+
+
 def test_the_gradient_of_the_term_is_the_double_backward() -> None:
     params, z, action = critics()
     params = [p.requires_grad_() for p in params]

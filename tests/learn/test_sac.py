@@ -236,6 +236,27 @@ def test_stacked_seeds_equal_separate_ones_after_100_updates() -> None:
     assert not torch.equal(together.actor[0][0], together.actor[0][1])
 
 
+@pytest.mark.parametrize("critics", [2, 10, 50])
+def test_every_critic_starts_as_torch_s_own_layers_do(critics: int) -> None:
+    # A stacked (critics, in, out) tensor given to torch's initialisers would count in * out or critics * out as inputs.
+    learner = SAC(11, 3, (0, 1), critics=critics, hidden=(256, 256, 256))
+    for weight, bias in zip(learner.critics[::2], learner.critics[1::2], strict=True):
+        assert weight.shape[:2] == bias.shape[:2] == (2, critics)
+        plain = [nn.Linear(*weight.shape[-2:]) for _ in range(critics)]
+        bound = 1 / math.sqrt(weight.shape[-2])
+        for ours, theirs in ((weight, [layer.weight for layer in plain]), (bias, [layer.bias for layer in plain])):
+            assert ours.abs().max().item() <= bound
+            # The std of n uniform numbers is known to 0.45 / sqrt(n): where 2 % is four times that, it is asked for.
+            own = ours[0, 0].numel()
+            if own >= 8_100:
+                expected = torch.full((2, critics), bound / math.sqrt(3))
+                torch.testing.assert_close(ours.flatten(2).std(-1), expected, rtol=0.02, atol=0.0)
+            if own * critics >= 8_100:
+                expected = torch.stack([p.detach().flatten() for p in theirs]).std().expand(2)
+                torch.testing.assert_close(ours.flatten(1).std(-1), expected, rtol=0.02, atol=0.0)
+        assert len({tuple(w.flatten()[:8].tolist()) for w in weight.flatten(0, 1)}) == 2 * critics  # no two alike
+
+
 # -- the parts of an update --------------------------------------------------------------------------------------------
 
 
