@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mbrl.compose import ConfigError, Problem
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
+from mbrl.edge.detector import ValueBound, runaway_warning, runaways
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
@@ -183,6 +185,17 @@ def build_examiner(recipe: StateDict) -> Examiner:
     return Examiner(evaluator, learner)
 
 
+def value_bound(learner: SAC, problem: Problem) -> ValueBound:
+    """What no policy can be worth; the learner's present temperature counts as the first one."""
+    return ValueBound.of(
+        problem.dataset.transitions.reward,
+        learner.discount,
+        entropy=learner.action_dim * math.log(2.0) if learner.soft_backup else 0.0,
+        temperature=float(learner.log_temperature.exp().max()),
+        target_rate=learner.target_rate,
+    )
+
+
 class Run:
     """One training run: the parts, made from the configuration, and their lives.
 
@@ -212,6 +225,7 @@ class Run:
         self.schedule = compose.build_schedule(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
+        self.value_bound = value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
         self.memory = plan_memory(
@@ -262,6 +276,7 @@ class Run:
                 save=self.save,
                 should_stop=lambda: stop.requested,
                 choice=self.choice,
+                report=self.watch_values,
             )
             if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
@@ -537,6 +552,18 @@ class Run:
         self.logger.log_event(step, values)
         self.logger.release()
         return values
+
+    def watch_values(self, step: int, row: Mapping[str, float]) -> None:
+        """Say once in a run's life that values run away, and note it in `meta.json`."""
+        if "runaway" in self.run.meta:
+            return
+        found = runaways(row, self.seeds, step, self.value_bound)
+        if found:
+            warning = runaway_warning(found, step)
+            self.say(f"warning: {warning}", "yellow")
+            self.run.write_meta(
+                runaway={"update": step, "seeds": [dataclasses.asdict(one) for one in found], "warning": warning}
+            )
 
     def model_horizon(self) -> int:
         """Steps of the model-side estimate: no more than most of the dataset's episodes were allowed to make."""
