@@ -21,7 +21,7 @@ from mbrl.capture import WORTH_COMPILING_A_FIT, choose
 from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
 from mbrl.dynamics import quality
-from mbrl.dynamics.ensemble import FitReport, FitStopped
+from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.edge.detector import ValueBound, runaway_warning, runaways
 from mbrl.evaluate import Evaluator
@@ -31,6 +31,7 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
+from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
@@ -183,6 +184,14 @@ def build_examiner(recipe: StateDict) -> Examiner:
         DictConfig(recipe["config"]), recipe["obs_dim"], recipe["action_dim"], evaluator.seeds, torch.device("cpu")
     )
     return Examiner(evaluator, learner)
+
+
+def calibrate(imagination: Imagination, model: GaussianEnsemble, problem: Problem) -> None:
+    """Find the thresholds of filters on the rows that the fitted model has held out: the same ones every time."""
+    rows = problem.dataset.transitions
+    held_out = model.split(len(rows.reward)).holdout.cpu()
+    obs, action = rows.obs[held_out].to(model.device), rows.action[held_out].to(model.device)
+    imagination.calibrate(obs, action, [generator(seed, "truncate", device=model.device) for seed in model.seeds])
 
 
 def value_bound(learner: SAC, problem: Problem) -> ValueBound:
@@ -478,11 +487,7 @@ class Run:
 
     def calibrate(self) -> None:
         """Thresholds that are a quantile of held-out rows become numbers."""
-        rows = self.problem.dataset.transitions
-        held_out = self.model.split(len(rows.reward)).holdout.cpu()
-        obs, action = rows.obs[held_out].to(self.device), rows.action[held_out].to(self.device)
-        sources = [generator(seed, "truncate", device=self.device) for seed in self.seeds]
-        self.imagination.calibrate(obs, action, sources)
+        calibrate(self.imagination, self.model, self.problem)
         for part in self.imagination.filters.filters:
             if isinstance(part, Truncate):
                 self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
