@@ -292,7 +292,7 @@ def draw_spread(histogram: Any, boxes: Any, penalty: Tensor, lanes: Lanes) -> No
     shown = [(place, group) for place, group in enumerate(groups) if len(group)]
     drawn = boxes.boxplot(
         [group.clip(min=floor) for _, group in shown], positions=[place for place, _ in shown], showfliers=False,
-        widths=0.6, patch_artist=True, medianprops={"color": "#222222"}, manage_ticks=False,
+        whis=(5, 95), widths=0.6, patch_artist=True, medianprops={"color": "#222222"}, manage_ticks=False,
     )  # fmt: skip
     for patch, (place, _) in zip(drawn["boxes"], shown, strict=True):
         patch.set(facecolor=COLOURS[4 if place == len(steps) else 0], alpha=0.55)

@@ -63,6 +63,9 @@ def test_a_run_with_a_score_notes_what_it_is_worth(run: Path) -> None:
     assert {"score", "closest_to_mean", "random"} <= set(read(run / "score" / "quality.json"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rollout = next(row for row in rows if "rollout/score" in row)
+    assert 0 < rollout["edge/void"] <= 1
+    assert rollout["edge/penalty_ratio"] > 0
+    assert "runaway" not in meta
     assert 0 <= rollout["rollout/cut"] <= 1
     assert rollout["rollout/score"] != 0
 
@@ -89,11 +92,11 @@ def diagnosed(run: Path) -> dict[str, Any]:
 
 def test_every_diagnosis_is_there_with_its_figure(run: Path, diagnosed: dict[str, Any]) -> None:
     assert list(diagnosed) == [
-        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "error_map"
+        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "edge", "error_map"
     ]  # fmt: skip
     assert diagnosed["scores"] == ["residual", "closest_to_mean", "log_likelihood"]
     figures = {path.stem for path in (run / "diagnose").glob("*.png")}
-    assert figures == {"dynamics", "ranking", "truncation", "deviation", "error_map"}
+    assert figures == {"dynamics", "ranking", "truncation", "deviation", "edge", "error_map"}
 
 
 def test_perfect_choices_are_best_and_random_ones_chance(diagnosed: dict[str, Any]) -> None:
@@ -122,6 +125,22 @@ def test_trajectories_and_the_map(diagnosed: dict[str, Any]) -> None:
     error = diagnosed["error_map"]
     assert list(error["map"]) == ["plain ensemble", "best of 4", "best of 40", "best of a uniform grid"]
     assert all(set(row) == set(UNSEEN) for row in error["rollouts"].values())
+
+
+def test_the_edge_of_a_run(run: Path, diagnosed: dict[str, Any]) -> None:
+    edge = diagnosed["edge"]
+    assert (edge["length"], edge["critics"]) == (3, 2)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    live = next(row for row in rows if "edge/void" in row)
+    for s in (0, 1):
+        assert edge["void"][s] == pytest.approx(live[f"edge/void/seed_{s}"], abs=0.2)  # of 20 lanes, and of 500
+        for spread in (edge["penalty"], edge["log_spread"]):
+            assert 0 <= spread["low"][s] <= spread["auroc"][s] <= spread["high"][s] <= 1
+        values = edge["values"]
+        assert values["q_minimum"][s] <= values["q"][s] < values["bound"][s]
+        assert values["tail_low"][s] <= values["tail_high"][s]
+    # Of two critics both measures are one.
+    assert edge["penalty"]["auroc"] == pytest.approx(edge["log_spread"]["auroc"], abs=1e-3)
 
 
 def test_further_scores_are_fitted_and_judged(run: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
