@@ -339,7 +339,7 @@ def diagnose(path: Path, further: Sequence[str] = (), device: str = "cpu") -> Pa
     if case.learner is None:
         console.print("no policy yet: only held-out rows are looked at", style="yellow")
     elif case.oracle is None:
-        console.print("no simulator that can be set to a state: only held-out rows are looked at", style="yellow")
+        console.print("no simulator that can be set to a state: only held-out rows show what is true", style="yellow")
     numbers: dict[str, Any] = {"seeds": list(case.seeds), "scores": list(case.scores)}
     for diagnosis in DIAGNOSES:
         finding = diagnosis(case)

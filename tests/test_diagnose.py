@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from mbrl.cli import main
 from mbrl.data.refrigerator import UNSEEN
-from mbrl.diagnose import bootstrap_mean, kept_error
+from mbrl.diagnose import bootstrap_mean, kept_error, open_case
+from mbrl.rollout.filters import Truncate
 
 TINY = [
     "updates=40",
@@ -141,6 +143,28 @@ def test_the_edge_of_a_run(run: Path, diagnosed: dict[str, Any]) -> None:
         assert values["tail_low"][s] <= values["tail_high"][s]
     # Of two critics both measures are one.
     assert edge["penalty"]["auroc"] == pytest.approx(edge["log_spread"]["auroc"], abs=1e-3)
+
+
+def test_imagination_is_the_run_s_own(run: Path) -> None:
+    case = open_case(run, (), "cpu", Console(quiet=True))
+    assert case.imagination.length == 3
+    (cut,) = (part for part in case.imagination.filters.filters if isinstance(part, Truncate))
+    assert cut.threshold() == read(run / "meta.json")["truncate"]["threshold"]
+
+
+def test_the_edge_needs_no_simulator(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "blind"
+    words = ["train", "task=pendulum", "env=null", *TINY, "dynamics.max_epochs=1", "learner.critics=1"]
+    assert main([*words, f"store={store}", f"run_dir={path}"]) == 0
+    assert main(["diagnose", str(path)]) == 0
+    assert "one critic disagrees with nobody" in capsys.readouterr().out
+    found = read(path / "diagnose" / "diagnose.json")
+    assert "deviation" not in found
+    assert found["edge"]["void"] == [pytest.approx(1 / 3)]  # pendulums do not end
+    assert "penalty" not in found["edge"]
+    assert (path / "diagnose" / "edge.png").exists()
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row if name.startswith("edge/")} == {"edge/void"}
 
 
 def test_further_scores_are_fitted_and_judged(run: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
