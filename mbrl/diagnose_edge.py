@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.table import Table
 from torch import Tensor
 
 from mbrl.edge.detector import auroc, effective_penalty, lane_auroc, last_row, log_spread, void_share
@@ -226,7 +227,7 @@ def value_numbers(worth: Values, reward: Tensor, discount: float, bound: Sequenc
     return {name: value.tolist() for name, value in found.items()} | {"bound": list(bound), "steps": VALUE_STEPS}
 
 
-def spread_table(numbers: dict[str, Any], seeds: Sequence[int]) -> Any:
+def spread_table(numbers: dict[str, Any], seeds: Sequence[int]) -> Table:
     """A row per seed: the critics' disagreement by kind of state."""
     table = quiet_table(
         f"critics' disagreement (mean - smallest of {numbers['critics']}, medians); edge: where lanes of "
@@ -250,7 +251,7 @@ def spread_table(numbers: dict[str, Any], seeds: Sequence[int]) -> Any:
     return table
 
 
-def value_table(numbers: dict[str, Any], seeds: Sequence[int]) -> Any:
+def value_table(numbers: dict[str, Any], seeds: Sequence[int]) -> Table:
     """A row per seed: Q against what the model pays."""
     values = numbers["values"]
     table = quiet_table(

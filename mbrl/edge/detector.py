@@ -238,7 +238,9 @@ class ValueBound:
         return cls(largest, discount, entropy, temperature, target_rate)
 
     def at(self, update: int, temperature: float) -> float:
-        """The bound at an update, whose temperature is given."""
+        """The bound at an update, whose temperature is given; infinity without a discount."""
+        if self.discount >= 1.0:
+            return math.inf
         forgotten = math.exp(-(1.0 - self.discount) * self.target_rate * update)
         alpha = max(temperature, self.temperature * forgotten)
         return (self.reward + self.discount * alpha * self.entropy) / (1.0 - self.discount)

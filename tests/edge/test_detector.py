@@ -222,6 +222,10 @@ def test_bound_by_hand() -> None:
     assert soft.at(10**9, 0.7) == pytest.approx((3.3 + 0.9 * 0.7 * 2.0) / 0.1)
 
 
+def test_without_a_discount_there_is_no_bound() -> None:
+    assert ValueBound.of(torch.tensor([1.0]), 1.0).at(0, 0.0) == math.inf
+
+
 def test_where_all_rewards_are_negative_an_end_is_the_best() -> None:
     assert ValueBound.of(torch.tensor([-10.0, -9.0]), 0.9).at(0, 0.0) == pytest.approx(1.0 / 0.1)
 
