@@ -59,7 +59,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl collect [key=value ...]    make a dataset: train a behaviour policy online, or roll one out
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
   mbrl eval    RUN_DIR            score a trained policy again
-  mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, rollouts against the truth
+  mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, edge of reach, Q against returns
 
 `mbrl VERB --help` says more. Version {version}.
 """
@@ -416,8 +416,9 @@ def diagnose_verb(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "mbrl diagnose",
         description="Why a run did well or badly: held-out quality of its model, what scores of candidate states are "
-        "worth, what a cut leaves, and imagined against true trajectories where the simulator can be set to a state "
-        "(Hopper, Walker2d, HalfCheetah, Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
+        "worth, what a cut leaves, whether critics disagree at the edge of reach, Q against the model's returns, and "
+        "imagined against true trajectories where the simulator can be set to a state (Hopper, Walker2d, HalfCheetah, "
+        "Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
     )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument(

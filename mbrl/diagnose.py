@@ -9,7 +9,6 @@ changes, deviations of trajectories in those of the data's states.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,18 +23,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from mbrl import compose
 from mbrl.checkpoint import load_latest
 from mbrl.compose import ConfigError, Problem
 from mbrl.data import refrigerator
+from mbrl.diagnose_edge import edge_finding
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import GaussianEnsemble, scaler
 from mbrl.dynamics.oracle import Oracle
 from mbrl.dynamics.store import CODE, fit_or_load, store_key
 from mbrl.evaluate import EvaluationError
+from mbrl.finding import COLOURS, Finding, quiet_table, tidy
 from mbrl.learn.sac import SAC
 from mbrl.log import progress_bar
 from mbrl.nets import generator, rand, randn
@@ -44,7 +44,7 @@ from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite, ScoredCandidates, draw_candidates
 from mbrl.rollout.uncertainty import max_aleatoric, mixture_spread
-from mbrl.run import saved_config, saved_policy, show_score_fit
+from mbrl.run import calibrate, saved_config, saved_policy, show_score_fit, value_bound
 from mbrl.rundir import StopRequest, read_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean, LogLikelihood
@@ -69,17 +69,6 @@ TRAJECTORIES, TRAJECTORY_STEPS = 200, 20
 RESAMPLES = 300
 """Of a bootstrap interval."""
 
-COLOURS = ("#1f5fa8", "#c8640a", "#3a8f4d", "#8a3fa0", "#b02a37", "#666666", "#17becf", "#a08a2c")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a diagnosis has found: numbers for `diagnose.json`, tables for the screen, figures by file name."""
-
-    numbers: Mapping[str, Any]
-    tables: Sequence[Table] = ()
-    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
-
 
 @dataclass(frozen=True)
 class States:
@@ -102,6 +91,7 @@ class Case:
         path: the run directory.
         problem: dataset and task.
         model: the fitted ensemble.
+        imagination: as in training.
         scores: fitted ones by name; the run's own, or the first asked for, comes first, free baselines last.
         learner: the newest policy; None if there is none yet.
         oracle: the simulator; None where it cannot be set to a state.
@@ -111,6 +101,7 @@ class Case:
     path: Path
     problem: Problem
     model: GaussianEnsemble
+    imagination: Imagination
     scores: Mapping[str, Score]
     learner: SAC | None
     oracle: Oracle | None
@@ -267,12 +258,14 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
                 raise FileNotFoundError(f"{path} has no fitted score yet; wait for it, or finish it by `mbrl fit`")
             own.load_state_dict(state[1])
         scores[name] = own
+    imagination = compose.build_imagination(cfg, problem, model, own)
+    calibrate(imagination, model, problem)
     for name in further:
         if name not in scores:
             scores[name] = fit_score(compose.with_score(cfg, problem.task, name), problem, model, path, name, console)
     scores |= {"closest_to_mean": closest, "log_likelihood": LogLikelihood()}
     learner = newest_policy(path, cfg, model)
-    return Case(path, problem, model, scores, learner, open_oracle(problem), console)
+    return Case(path, problem, model, imagination, scores, learner, open_oracle(problem), console)
 
 
 def fit_score(
@@ -307,6 +300,10 @@ def newest_policy(path: Path, cfg: DictConfig, model: GaussianEnsemble) -> SAC |
     if found is not None and found[0] > updates:
         learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, torch.device("cpu"))
         learner.load_state_dict(found[1]["training"]["learner"])
+    if learner is not None and model.device.type != "cpu":  # where the model's states are
+        read = learner.state_dict()
+        learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, model.device)
+        learner.load_state_dict(read)
     return learner
 
 
@@ -344,7 +341,7 @@ def diagnose(path: Path, further: Sequence[str] = (), device: str = "cpu") -> Pa
     if case.learner is None:
         console.print("no policy yet: only held-out rows are looked at", style="yellow")
     elif case.oracle is None:
-        console.print("no simulator that can be set to a state: only held-out rows are looked at", style="yellow")
+        console.print("no simulator that can be set to a state: only held-out rows show what is true", style="yellow")
     numbers: dict[str, Any] = {"seeds": list(case.seeds), "scores": list(case.scores)}
     for diagnosis in DIAGNOSES:
         finding = diagnosis(case)
@@ -611,6 +608,18 @@ def bootstrap_mean(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
     return values.sum(1) / np.maximum(known.sum(1), 1), low, high
 
 
+def edge(case: Case) -> Finding | None:
+    """Whether critics disagree where lanes end, what share of targets asks there, and Q against the model's returns."""
+    if case.learner is None:
+        return None
+    data, bound = case.problem.dataset.transitions, value_bound(case.learner, case.problem)
+    temperatures = case.learner.log_temperature.exp().tolist()
+    return edge_finding(
+        case.imagination, case.learner, data.obs.to(case.model.device), data.reward,
+        [bound.at(0, temperature) for temperature in temperatures],
+    )  # fmt: skip
+
+
 # -- the refrigerator --------------------------------------------------------------------------------------------------
 
 
@@ -753,21 +762,7 @@ def case_tensors(
     return tensor(temperature), tensor(2.0 * power - 1.0)
 
 
-# -- display -----------------------------------------------------------------------------------------------------------
-
-
-def quiet_table(title: str) -> Table:
-    """A table without lines."""
-    return Table(title=title, title_justify="left", box=None, padding=(0, 1))
-
-
-def tidy(figure: Figure) -> Figure:
-    """No frame where it says nothing."""
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    return figure
-
-
-DIAGNOSES: tuple[Callable[[Case], Finding | None], ...] = (dynamics, ranking, order, truncation, deviation, error_map)
+DIAGNOSES: tuple[Callable[[Case], Finding | None], ...] = (
+    dynamics, ranking, order, truncation, deviation, edge, error_map
+)  # fmt: skip
 """In the order of their display."""

@@ -79,7 +79,7 @@ def model_curve(run_dir: Path) -> Path:
     names = dict.fromkeys(name for row in rows for name in row)
     shown = [n for n in names if n != "update" and "/seed_" not in n and not n.startswith("time/")]
     shown = [name for name in shown if not _constant(rows, [name, *(f"{name}/seed_{s}" for s in run.seeds)])] or shown
-    shown.sort(key=lambda name: (name.startswith("learner/"), name.startswith("rollout/")))
+    shown.sort(key=lambda name: (name.startswith("learner/"), name.startswith(("rollout/", "edge/"))))
     if not shown:
         raise ValueError(f"{run.path / 'metrics.jsonl'}: no metrics to plot")
     updates = np.array([row["update"] for row in rows], np.float64)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
+from mbrl.edge.detector import ValueBound, runaway_warning, runaways
 from mbrl.evaluate import Evaluator
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
@@ -30,6 +32,7 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
+from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
@@ -37,7 +40,7 @@ from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
 from mbrl.score.quality import held_out_ranking
 from mbrl.train import OfflineTraining, TrainingDiverged, without_prefix
-from mbrl.types import DynamicsModel, Fittable, StateDict, Stateful
+from mbrl.types import DynamicsModel, Fittable, RunModel, StateDict, Stateful
 
 INTERRUPTED = 130
 
@@ -184,6 +187,28 @@ def build_examiner(recipe: StateDict) -> Examiner:
     return Examiner(evaluator, learner)
 
 
+def calibrate(imagination: Imagination, model: RunModel, problem: Problem) -> None:
+    """Find the thresholds of filters on the rows that the fitted model has held out: the same ones every time."""
+    if not any(isinstance(part, Truncate) for part in imagination.filters.filters):
+        return
+    assert isinstance(model, GaussianEnsemble)  # else the cut has been refused
+    rows = problem.dataset.transitions
+    held_out = model.split(len(rows.reward)).holdout.cpu()
+    obs, action = rows.obs[held_out].to(model.device), rows.action[held_out].to(model.device)
+    imagination.calibrate(obs, action, [generator(seed, "truncate", device=model.device) for seed in model.seeds])
+
+
+def value_bound(learner: SAC, problem: Problem) -> ValueBound:
+    """What no policy can be worth; the learner's present temperature counts as the first one."""
+    return ValueBound.of(
+        problem.dataset.transitions.reward,
+        learner.discount,
+        entropy=learner.action_dim * math.log(2.0) if learner.soft_backup else 0.0,
+        temperature=float(learner.log_temperature.exp().max()),
+        target_rate=learner.target_rate,
+    )
+
+
 class Run:
     """One training run: the parts, made from the configuration, and their lives.
 
@@ -213,6 +238,7 @@ class Run:
         self.schedule = compose.build_schedule(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
+        self.value_bound = value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
         self.memory = plan_memory(
@@ -268,6 +294,7 @@ class Run:
                 save=self.save,
                 should_stop=lambda: stop.requested,
                 choice=self.choice,
+                report=self.watch_values,
             )
             if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
@@ -475,14 +502,7 @@ class Run:
 
     def calibrate(self) -> None:
         """Thresholds that are a quantile of held-out rows become numbers."""
-        if not any(isinstance(part, Truncate) for part in self.imagination.filters.filters):
-            return
-        assert isinstance(self.model, GaussianEnsemble)  # else the cut has been refused
-        rows = self.problem.dataset.transitions
-        held_out = self.model.split(len(rows.reward)).holdout.cpu()
-        obs, action = rows.obs[held_out].to(self.device), rows.action[held_out].to(self.device)
-        sources = [generator(seed, "truncate", device=self.device) for seed in self.seeds]
-        self.imagination.calibrate(obs, action, sources)
+        calibrate(self.imagination, self.model, self.problem)
         for part in self.imagination.filters.filters:
             if isinstance(part, Truncate):
                 self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
@@ -552,6 +572,18 @@ class Run:
         self.logger.log_event(step, values)
         self.logger.release()
         return values
+
+    def watch_values(self, step: int, row: Mapping[str, float]) -> None:
+        """Say once in a run's life that values run away, and note it in `meta.json`."""
+        if "runaway" in self.run.meta:
+            return
+        found = runaways(row, self.seeds, step, self.value_bound)
+        if found:
+            warning = runaway_warning(found, step)
+            self.say(f"warning: {warning}", "yellow")
+            self.run.write_meta(
+                runaway={"update": step, "seeds": [dataclasses.asdict(one) for one in found], "warning": warning}
+            )
 
     def model_horizon(self) -> int:
         """Steps of the model-side estimate: no more than most of the dataset's episodes were allowed to make."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbrl.capture import EAGER, Choice, Step, capture
 from mbrl.data.ring import ReplayTable
+from mbrl.edge.detector import EdgeWatch
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.imagine import Imagination
 from mbrl.types import Learner, Logger, Metrics, StateDict
@@ -115,6 +116,7 @@ class OfflineTraining:
         should_stop: asked after every update; a stop is saved like a checkpoint.
         progress: told about every log interval.
         choice: how updates run, see `mbrl.capture.choose`.
+        report: given every row of metrics, and the update it is of.
         step: updates done.
     """
 
@@ -128,6 +130,7 @@ class OfflineTraining:
     should_stop: Callable[[], bool] = lambda: False
     progress: Progress | None = None
     choice: Choice = EAGER
+    report: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -196,11 +199,17 @@ class OfflineTraining:
     def imagine(self) -> None:
         """Fill the ring afresh; which states and what noise depends on (seed, step) alone."""
         device = self.table.rows.device
-        sources = [generator(seed, "rollout", self.step, device=device) for seed in self.learner.seeds]
-        metrics = self.imagination.fill(self.table, self.schedule.rollout_lanes, self.learner.sample, sources)
+        sources, watching = (
+            [generator(seed, purpose, self.step, device=device) for seed in self.learner.seeds]
+            for purpose in ("rollout", "edge")
+        )
+        watch = EdgeWatch(self.learner, watching)
+        metrics = self.imagination.fill(self.table, self.schedule.rollout_lanes, self.learner.sample, sources, watch)
         self.logger.add(metrics, "rollout")
+        self.logger.add(watch.metrics(), "edge")
 
     def _report(self, row: Mapping[str, float], advance: int, scores: Mapping[str, float]) -> None:
+        self.report(self.step, row)
         wrong = [name for name, value in row.items() if name.startswith("learner/") and not math.isfinite(value)]
         if wrong:
             raise self._diverged(", ".join(wrong))

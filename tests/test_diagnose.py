@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from mbrl.cli import main
 from mbrl.data.refrigerator import UNSEEN
-from mbrl.diagnose import bootstrap_mean, kept_error
+from mbrl.diagnose import bootstrap_mean, kept_error, open_case
+from mbrl.rollout.filters import Truncate
 
 TINY = [
     "updates=40",
@@ -63,6 +65,9 @@ def test_a_run_with_a_score_notes_what_it_is_worth(run: Path) -> None:
     assert {"score", "closest_to_mean", "random"} <= set(read(run / "score" / "quality.json"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rollout = next(row for row in rows if "rollout/score" in row)
+    assert 0 < rollout["edge/void"] <= 1
+    assert rollout["edge/penalty_ratio"] > 0
+    assert "runaway" not in meta
     assert 0 <= rollout["rollout/cut"] <= 1
     assert rollout["rollout/score"] != 0
 
@@ -89,11 +94,11 @@ def diagnosed(run: Path) -> dict[str, Any]:
 
 def test_every_diagnosis_is_there_with_its_figure(run: Path, diagnosed: dict[str, Any]) -> None:
     assert list(diagnosed) == [
-        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "error_map"
+        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "edge", "error_map"
     ]  # fmt: skip
     assert diagnosed["scores"] == ["residual", "closest_to_mean", "log_likelihood"]
     figures = {path.stem for path in (run / "diagnose").glob("*.png")}
-    assert figures == {"dynamics", "ranking", "truncation", "deviation", "error_map"}
+    assert figures == {"dynamics", "ranking", "truncation", "deviation", "edge", "error_map"}
 
 
 def test_perfect_choices_are_best_and_random_ones_chance(diagnosed: dict[str, Any]) -> None:
@@ -122,6 +127,44 @@ def test_trajectories_and_the_map(diagnosed: dict[str, Any]) -> None:
     error = diagnosed["error_map"]
     assert list(error["map"]) == ["plain ensemble", "best of 4", "best of 40", "best of a uniform grid"]
     assert all(set(row) == set(UNSEEN) for row in error["rollouts"].values())
+
+
+def test_the_edge_of_a_run(run: Path, diagnosed: dict[str, Any]) -> None:
+    edge = diagnosed["edge"]
+    assert (edge["length"], edge["critics"]) == (3, 2)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    live = next(row for row in rows if "edge/void" in row)
+    for s in (0, 1):
+        assert edge["void"][s] == pytest.approx(live[f"edge/void/seed_{s}"], abs=0.2)  # of 20 lanes, and of 500
+        for spread in (edge["penalty"], edge["log_spread"]):
+            assert 0 <= spread["low"][s] <= spread["auroc"][s] <= spread["high"][s] <= 1
+        values = edge["values"]
+        assert values["q_minimum"][s] <= values["q"][s] < values["bound"][s]
+        assert values["tail_low"][s] <= values["tail_high"][s]
+    # Of two critics both measures are one.
+    assert edge["penalty"]["auroc"] == pytest.approx(edge["log_spread"]["auroc"], abs=1e-3)
+
+
+def test_imagination_is_the_run_s_own(run: Path) -> None:
+    case = open_case(run, (), "cpu", Console(quiet=True))
+    assert case.imagination.length == 3
+    (cut,) = (part for part in case.imagination.filters.filters if isinstance(part, Truncate))
+    assert cut.threshold() == read(run / "meta.json")["truncate"]["threshold"]
+
+
+def test_the_edge_needs_no_simulator(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "blind"
+    words = ["train", "task=pendulum", "env=null", *TINY, "dynamics.max_epochs=1", "learner.critics=1"]
+    assert main([*words, f"store={store}", f"run_dir={path}"]) == 0
+    assert main(["diagnose", str(path)]) == 0
+    assert "one critic disagrees with nobody" in capsys.readouterr().out
+    found = read(path / "diagnose" / "diagnose.json")
+    assert "deviation" not in found
+    assert found["edge"]["void"] == [pytest.approx(1 / 3)]  # pendulums do not end
+    assert "penalty" not in found["edge"]
+    assert (path / "diagnose" / "edge.png").exists()
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row if name.startswith("edge/")} == {"edge/void"}
 
 
 def test_further_scores_are_fitted_and_judged(run: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
 from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.edge.detector import EdgeWatch
 from mbrl.learn.backups import LowerConfidenceBound, Minimum, RandomPair
 from mbrl.learn.regularisers import Diversity
 from mbrl.learn.sac import SAC
@@ -125,7 +126,37 @@ def test_rows_of_the_log(tmp_path: Path) -> None:
     assert [row["update"] for row in rows] == [10, 20, 25, 30, 40, 50, 60]
     assert [row["update"] for row in rows if "eval/score" in row] == [25, 50, 60]
     assert all(math.isfinite(row["learner/q"]) for row in rows)
-    assert [row["update"] for row in rows if "rollout/kept" in row] == [10, 25, 50]  # imagined before 1, 21 and 41
+    imagined = [row for row in rows if "rollout/kept" in row]
+    assert [row["update"] for row in imagined] == [10, 25, 50]  # imagined before 1, 21 and 41
+    assert [row for row in rows if "edge/void" in row] == imagined
+    for row in imagined:
+        assert row["edge/void"] == row["edge/void/seed_1"] == 0.5  # two steps, of which the second leads to the void
+        assert row["edge/penalty_last"] > 0
+        ratios = [row[f"edge/penalty_last/seed_{s}"] / row[f"edge/penalty_within/seed_{s}"] for s in (0, 1)]
+        assert row["edge/penalty_ratio"] == pytest.approx(sum(ratios) / 2, rel=1e-5)
+
+
+def test_watching_the_edge_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Run(tmp_path / "a")
+    watched.training.run()
+    monkeypatch.setattr(EdgeWatch, "__call__", lambda self, rows, keep: None)
+    blind = Run(tmp_path / "b")
+    blind.training.run()
+    assert equal(blind.end(), watched.end())
+
+
+def test_every_row_is_reported_before_a_divergence_ends_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    told: list[tuple[int, float]] = []
+    run.training.report = lambda step, row: told.append((step, row["learner/q"]))
+    run.training.run()
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert told == [(row["update"], row["learner/q"]) for row in rows]
+    wrong = Run(tmp_path / "b", data=broken())
+    wrong.training.report = lambda step, row: told.append((-step, 0.0))
+    with pytest.raises(TrainingDiverged):
+        wrong.training.run()
+    assert told[-1] == (-10, 0.0)
 
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0.0), (0.05, 0.0), (0.99, 15 / 16), (1.0, 1.0)])

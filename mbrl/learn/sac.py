@@ -227,6 +227,10 @@ class SAC:
         mean, log_std = self._policy(self.actor, self.encoder(obs))
         return torch.tanh(mean + log_std.exp() * noise)
 
+    def sample_with_density(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`sample`, and the log density (S, N) of the action."""
+        return squash(*self._policy(self.actor, self.encoder(obs)), noise)
+
     def act(self, obs: Tensor, *, mode: Literal["sample", "mean"] = "mean", noise: Tensor | None = None) -> Tensor:
         """The deterministic action tanh(mean), or a sample from `noise` (S, N, A)."""
         if mode == "sample":

@@ -5,8 +5,9 @@ Nothing here knows a method. A method is a choice of action source, selector and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from mbrl.data.ring import ReplayTable
 from mbrl.nets import rand, randn, whole_vectors
 from mbrl.rollout.filters import FilterChain, Truncate, tensors
 from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, Simulator, StochasticPolicy, Transition
+
+Watch: TypeAlias = Callable[[Transition, Tensor], None]
+"""Told of every chunk of lanes: rows (S, h, N, .), and keep (S, h, N) bool. It must leave them as they are."""
 
 
 @dataclass
@@ -76,9 +80,14 @@ class Imagination:
                 part.calibrate(self.guess(obs, action, alive, noise, rand((lanes,), generators)))
 
     def fill(
-        self, table: ReplayTable, lanes: int, policy: StochasticPolicy, generators: Sequence[torch.Generator]
+        self,
+        table: ReplayTable,
+        lanes: int,
+        policy: StochasticPolicy,
+        generators: Sequence[torch.Generator],
+        watch: Watch | None = None,
     ) -> Metrics:
-        """Imagine from `lanes` real states per seed and write the kept rows into the table.
+        """Imagine from `lanes` real states per seed and write the kept rows into the table; `watch` may look on.
 
         Returns metrics (S,): `kept`, rows kept of those that lanes of full length would make; `cut`, steps of living
         lanes that were not believed; of the kept rows `terminal`, the share of terminal ones, and the mean `reward` as
@@ -112,6 +121,8 @@ class Imagination:
                 )
                 obs, alive = step.next_obs, step.alive
             table.write(rows.flatten(1, 2), keep.flatten(1, 2))
+            if watch is not None:
+                watch(table.unpack(rows), keep)
         asked, lived, kept_rows, terminals, reward, score = totals
         rows_kept = kept_rows.clamp(min=1)
         return {

@@ -1,0 +1,1 @@
+"""The edge of reach: states that imagination bootstraps from and never trains."""
