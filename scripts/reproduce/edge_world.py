@@ -44,6 +44,17 @@ from mbrl.types import Metrics
 
 EPOCH, LANES, RETAIN, PROBES = 200, 500, 5, 1000
 
+
+class Scaled:
+    """Observations divided by 6, as normalised data would be: does layer normalisation live off large coordinates?"""
+
+    def size(self, obs_dim: int) -> int:
+        return obs_dim
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return obs / (world.REACH + 1)
+
+
 # Name -> learner and what is said to it beside the common settings.
 VARIANTS: dict[str, tuple[type[SAC], dict[str, Any]]] = {
     "base": (SAC, {}),
@@ -57,6 +68,10 @@ VARIANTS: dict[str, tuple[type[SAC], dict[str, Any]]] = {
     "ravl-10-100": (SAC, {"critics": 10, "regularisers": [Diversity(100.0)]}),
     "ravl-norm": (SAC, {"critics": 10, "layer_norm": True, "regularisers": [Diversity(1.0)]}),
     "min-50": (SAC, {"critics": 50}),
+    "base-scaled": (SAC, {"encoder": Scaled()}),
+    "patch-scaled": (OraclePatch, {"encoder": Scaled()}),
+    "norm-scaled": (SAC, {"layer_norm": True, "encoder": Scaled()}),
+    "norm-10-scaled": (SAC, {"critics": 10, "layer_norm": True, "encoder": Scaled()}),
 }
 LABELS = {
     "base": "base, N = 2",
@@ -70,6 +85,10 @@ LABELS = {
     "ravl-10-100": "RAVL, N = 10, eta = 100",
     "ravl-norm": "layer norm, N = 10, eta = 1",
     "min-50": "RAVL, N = 50, eta = 0",
+    "base-scaled": "base, N = 2, s / 6",
+    "patch-scaled": "OraclePatch, N = 2, s / 6",
+    "norm-scaled": "layer norm, N = 2, s / 6",
+    "norm-10-scaled": "layer norm, N = 10, s / 6",
 }
 MAIN = ("base", "patch", "ravl-10-1", "norm-10")
 NUMBERS = ("q", "ring", "reward", "trapped")
