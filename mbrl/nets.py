@@ -150,6 +150,14 @@ def relu(x: Tensor) -> Tensor:
     return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
+def normalised_relu(x: Tensor) -> Tensor:
+    """ReLU of a layer whose units are shifted and scaled, row by row, to mean 0 and variance 1 (Ba et al. 2016).
+
+    Without gains and shifts of its own: what would follow them is linear again, and the shift before it is the bias.
+    """
+    return relu(F.layer_norm(x, x.shape[-1:]))
+
+
 def mlp(
     params: Params, x: Tensor, activation: Callable[[Tensor], Tensor] = relu, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -174,6 +182,7 @@ class CriticPass:
         hidden: activations of the hidden layers, (*, E, B, width) each.
         values: (*, E, B).
         dtype: of the matrix products.
+        before: with layer normalisation, what the hidden layers were before it, (*, E, B, width) each; else nothing.
     """
 
     params: Params
@@ -182,6 +191,7 @@ class CriticPass:
     hidden: list[Tensor]
     values: Tensor
     dtype: torch.dtype | None = None
+    before: Sequence[Tensor] = ()
 
     def action_gradient(self) -> Tensor:
         """dQ_e/da for every critic: (*, E, B, A), differentiable in the parameters.
@@ -192,6 +202,8 @@ class CriticPass:
         sweep = self.params[-2].transpose(-1, -2)  # (*, E, 1, width)
         for i in range(len(self.hidden) - 1, -1, -1):
             sweep = sweep * (self.hidden[i] > 0)
+            if self.before:
+                sweep = through_layer_norm(sweep, self.before[i])
             weight = self.params[2 * i]
             if i == 0:
                 weight = weight[..., self.z.shape[-1] :, :]  # only the columns of the action
@@ -204,20 +216,47 @@ def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     return x @ weight if dtype is None else (x.to(dtype) @ weight.to(dtype)).float()
 
 
-def criticise(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> CriticPass:
+def through_layer_norm(sweep: Tensor, before: Tensor, epsilon: float = 1e-5) -> Tensor:
+    """The derivative by x of <sweep, n(x)> with n(x) = (x - mean) / std: differentiable in both arguments.
+
+        (sweep - mean(sweep) - n mean(sweep n)) / std
+
+    Args:
+        sweep: (*, width).
+        before: x (*, width).
+        epsilon: that `F.layer_norm` adds to the variance.
+    """
+    deviation = before - before.mean(-1, keepdim=True)
+    scale = (deviation.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    normalised = deviation * scale
+    along = (sweep * normalised).mean(-1, keepdim=True)
+    return scale * (sweep - sweep.mean(-1, keepdim=True) - normalised * along)
+
+
+def criticise(
+    params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None, layer_norm: bool = False
+) -> CriticPass:
     """A forward pass that keeps its activations: critics (*, E, in, out), z (*, B, Z), action (*, B, A)."""
     x = torch.cat([z, action], -1).unsqueeze(-3)
     hidden: list[Tensor] = []
+    before: list[Tensor] = []
     for i in range(0, len(params) - 2, 2):
-        x = F.relu(linear(x, params[i], params[i + 1], dtype if i else None))
+        x = linear(x, params[i], params[i + 1], dtype if i else None)
+        if layer_norm:
+            before.append(x)
+            x = F.layer_norm(x, x.shape[-1:])
+        x = F.relu(x)
         hidden.append(x)
     values = linear(x, params[-2], params[-1], dtype if hidden else None).squeeze(-1)
-    return CriticPass(params, z, action, hidden, values, dtype)
+    return CriticPass(params, z, action, hidden, values, dtype, before)
 
 
-def q_values(params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def q_values(
+    params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None, layer_norm: bool = False
+) -> Tensor:
     """Critics (*, E, in, out): z (*, B, Z), action (*, B, A) -> (*, E, B)."""
-    return mlp(params, torch.cat([z, action], -1).unsqueeze(-3), dtype=dtype).squeeze(-1)
+    x = torch.cat([z, action], -1).unsqueeze(-3)
+    return mlp(params, x, normalised_relu if layer_norm else relu, dtype).squeeze(-1)
 
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0

@@ -140,7 +140,7 @@ def _score_scale(returns: FloatArray, scores: FloatArray | None) -> tuple[float,
     return (slope, float(scores.flat[low] - slope * returns.flat[low])) if slope > 0 else None
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path, dpi: int = 150) -> Path:
     """Write a PNG atomically."""
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
     return path

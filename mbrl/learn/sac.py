@@ -61,6 +61,8 @@ class SAC:
         target_minimum: Bellman targets are kept at or above it; None for no limit. MOBILE was published with 0, which
             is right where no return is negative.
         regularisers: terms added to the critic loss.
+        layer_norm: normalise the critics' hidden layers before their ReLU (as in RLPD, Ball et al. 2023, there with
+            learnt gains): what a critic says beyond its data then hardly grows with the distance.
         precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
     """
@@ -89,6 +91,7 @@ class SAC:
         target_penalty: TargetPenalty | None = None,
         target_minimum: float | None = None,
         regularisers: Sequence[Regulariser] = (),
+        layer_norm: bool = False,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
@@ -107,7 +110,8 @@ class SAC:
         self._backup_noise = backup.noise_size(critics)
         self.target_penalty, self.target_minimum = target_penalty, target_minimum
         self._dtype = product_dtype(precision)
-        self._values = partial(q_values, dtype=self._dtype)
+        self.layer_norm = layer_norm
+        self._values = partial(q_values, dtype=self._dtype, layer_norm=layer_norm)
         self._policy = partial(gaussian_policy, dtype=self._dtype)
 
         z = self.encoder.size(obs_dim)
@@ -201,7 +205,7 @@ class SAC:
 
         Returns the sum over seeds, the loss of each seed (S,) and the values (S, E, B).
         """
-        opinion = criticise(critics, z, action, self._dtype)
+        opinion = criticise(critics, z, action, self._dtype, self.layer_norm)
         loss = (opinion.values - target.unsqueeze(-2)).square().mean(-1).sum(-1)
         for term in self.regularisers:
             loss = loss + term(opinion)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mbrl.learn.regularisers import Diversity
@@ -115,3 +116,35 @@ def test_diversity_spreads_the_gradients_of_a_learner() -> None:
         return float(Diversity(1.0)(criticise(learner.critics, rows[0], action)))
 
     assert spread(5.0) < 0.6 * spread(0.0)
+
+
+@pytest.mark.parametrize("hidden", [(16,), (16, 8, 16)])
+def test_the_sweep_goes_through_layer_normalisation(hidden: tuple[int, ...]) -> None:
+    params, z, action = critics(hidden)
+
+    def total(action_of_each: Tensor, params: Params) -> Tensor:  # (S, E, B, A): one copy of the actions per critic
+        x = torch.cat([z.unsqueeze(1).expand(-1, CRITICS, -1, -1), action_of_each], -1)
+        for i in range(0, len(params) - 2, 2):
+            x = torch.relu(F.layer_norm(x @ params[i] + params[i + 1], params[i].shape[-1:]))
+        return (x @ params[-2] + params[-1]).sum()
+
+    each = action.unsqueeze(1).expand(-1, CRITICS, -1, -1)
+    opinion = criticise(params, z, action, layer_norm=True)
+    torch.testing.assert_close(opinion.action_gradient(), torch.func.grad(total)(each, params), rtol=1e-4, atol=1e-6)
+
+    # And the gradient of the term in the parameters is the double backward.
+    def ours(params: Params) -> Tensor:
+        return Diversity(1.0)(criticise(params, z, action, layer_norm=True)).sum()
+
+    def theirs(params: Params) -> Tensor:
+        return Diversity(1.0)(opinion_with(torch.func.grad(total)(each, params))).sum()
+
+    for mine, other in zip(torch.func.grad(ours)(params), torch.func.grad(theirs)(params), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_normalised_pass_that_keeps_its_activations_has_the_same_values() -> None:
+    params, z, action = critics()
+    assert torch.equal(
+        criticise(params, z, action, layer_norm=True).values, q_values(params, z, action, layer_norm=True)
+    )

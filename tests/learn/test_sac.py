@@ -145,17 +145,18 @@ class Plain:
     """SAC as everybody writes it: one seed, `nn.Module`, `torch.optim`, `backward`."""
 
     def __init__(self, learner: SAC, s: int, updates: int) -> None:
-        def network(params: list[Tensor], *at: int) -> nn.Sequential:
+        def network(params: list[Tensor], *at: int, layer_norm: bool = False) -> nn.Sequential:
             layers: list[nn.Module] = []
             for weight, bias in zip(params[::2], params[1::2], strict=True):
                 layer = nn.Linear(weight.shape[-2], weight.shape[-1])
                 layer.load_state_dict({"weight": weight[at].T.clone(), "bias": bias[at][0].clone()})
-                layers += [layer, nn.ReLU()]
-            return nn.Sequential(*layers[:-1])
+                norm = [nn.LayerNorm(weight.shape[-1], elementwise_affine=False)] if layer_norm else []
+                layers += [layer, *norm, nn.ReLU()]
+            return nn.Sequential(*layers[: -1 - layer_norm])
 
         count = learner.critics[0].shape[1]
         self.actor = network(learner.actor, s)
-        self.critics = [network(learner.critics, s, e) for e in range(count)]
+        self.critics = [network(learner.critics, s, e, layer_norm=learner.layer_norm) for e in range(count)]
         self.targets = copy.deepcopy(self.critics)
         self.log_alpha = torch.tensor(learner.log_temperature[s].item(), requires_grad=True)
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=1e-3)
@@ -199,12 +200,13 @@ class Plain:
                     t.copy_(0.98 * t + 0.02 * p)
 
 
-@pytest.mark.parametrize("critics", [2, 3])
-def test_updates_equal_a_plain_implementation(critics: int) -> None:
+@pytest.mark.parametrize(("critics", "layer_norm"), [(2, False), (3, False), (2, True)])
+def test_updates_equal_a_plain_implementation(critics: int, layer_norm: bool) -> None:
     seeds = (3, 8)
     learner = SAC(
         3, 2, seeds, critics=critics, hidden=(16, 16), discount=0.97, target_rate=0.02, actor_learning_rate=1e-3,
         critic_learning_rate=3e-3, temperature_learning_rate=1e-2, initial_temperature=0.9, target_entropy=-1.5,
+        layer_norm=layer_norm,
     )  # fmt: skip
     steps = batches(seeds, 20)
     plain = [Plain(learner, s, len(steps)) for s in range(2)]
@@ -223,6 +225,18 @@ def test_updates_equal_a_plain_implementation(critics: int) -> None:
                     ours = p[at].T if q.dim() == 2 else p[at][0]
                     torch.testing.assert_close(ours, q.detach(), rtol=1e-4, atol=1e-5)
         assert learner.log_temperature[s].item() == pytest.approx(reference.log_alpha.item(), abs=1e-5)
+
+
+def test_what_a_normalised_critic_says_does_not_grow_with_the_distance() -> None:
+    direction = torch.tensor([[[0.6, -0.8, 0.5]]])
+
+    def values(layer_norm: bool, distance: float) -> Tensor:
+        learner = SAC(3, 2, (0,), critics=5, hidden=(32, 32), layer_norm=layer_norm)
+        return learner.q(distance * direction, torch.zeros(1, 1, 2)).flatten()
+
+    torch.testing.assert_close(values(True, 1e4), values(True, 1e6), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(100 * values(False, 1e4), values(False, 1e6), rtol=1e-2, atol=1.0)
+    assert values(False, 1e6).abs().min() > 1e3
 
 
 def test_stacked_seeds_equal_separate_ones_after_100_updates() -> None:
