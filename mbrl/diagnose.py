@@ -55,7 +55,7 @@ from mbrl.score.quality import (
     order_checks,
     rank_correlation,
 )
-from mbrl.types import Corrector, Fittable, Prediction, Score, Selector
+from mbrl.types import Corrector, Fittable, Prediction, RunModel, Score, Selector
 
 POLICY_STATES = 500
 """Imagined states per seed whose true next state is asked for."""
@@ -90,7 +90,7 @@ class Case:
     Attributes:
         path: the run directory.
         problem: dataset and task.
-        model: the fitted ensemble.
+        model: fitted, or the truth.
         imagination: as in training.
         scores: fitted ones by name; the run's own, or the first asked for, comes first, free baselines last.
         learner: the newest policy; None if there is none yet.
@@ -100,7 +100,7 @@ class Case:
 
     path: Path
     problem: Problem
-    model: GaussianEnsemble
+    model: RunModel
     imagination: Imagination
     scores: Mapping[str, Score]
     learner: SAC | None
@@ -111,6 +111,12 @@ class Case:
     def seeds(self) -> tuple[int, ...]:
         """Of the run."""
         return self.model.seeds
+
+    @property
+    def ensemble(self) -> GaussianEnsemble:
+        """The fitted model; of no use to diagnoses in `OF_ANY_MODEL`."""
+        assert isinstance(self.model, GaussianEnsemble)
+        return self.model
 
     @property
     def main(self) -> str:
@@ -145,7 +151,7 @@ class Case:
     def held_out(self) -> States:
         """The rows that the model was not fitted on."""
         data = self.problem.dataset.transitions
-        rows = self.model.split(len(data.reward)).holdout.cpu()
+        rows = self.ensemble.split(len(data.reward)).holdout.cpu()
         obs, action, truth = (x[rows].to(self.model.device) for x in (data.obs, data.action, data.next_obs))
         return self.with_candidates("held-out rows", obs, action, truth)
 
@@ -239,8 +245,14 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
         raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
     where = compose.choose_device(device)
     model = compose.build_model(cfg, problem, meta["seeds"], where)
+    learner = newest_policy(path, cfg, model)
     if not isinstance(model, GaussianEnsemble):
-        raise ConfigError(f"{path} has the true simulator as its model: there is nothing to diagnose")
+        if further:
+            raise ConfigError(f"--score: {path} has the true simulator as its model, and scores judge a fitted one")
+        imagination = compose.build_imagination(cfg, problem, model)
+        return Case(path, problem, model, imagination, {}, learner, open_oracle(problem), console)
+    if not compose.asks_model(cfg, problem):
+        raise FileNotFoundError(f"{path} is a run without imagination: it has no dynamics model to diagnose")
     found = load_latest(path / "dynamics" / "model", map_location=where)
     if found is None:
         raise FileNotFoundError(f"{path} has no fitted dynamics model yet; wait for it, or finish it by `mbrl fit`")
@@ -264,7 +276,6 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
         if name not in scores:
             scores[name] = fit_score(compose.with_score(cfg, problem.task, name), problem, model, path, name, console)
     scores |= {"closest_to_mean": closest, "log_likelihood": LogLikelihood()}
-    learner = newest_policy(path, cfg, model)
     return Case(path, problem, model, imagination, scores, learner, open_oracle(problem), console)
 
 
@@ -290,7 +301,7 @@ def fit_score(
     return score
 
 
-def newest_policy(path: Path, cfg: DictConfig, model: GaussianEnsemble) -> SAC | None:
+def newest_policy(path: Path, cfg: DictConfig, model: RunModel) -> SAC | None:
     """That of `policy.pt` or of the last checkpoint, whichever has more updates; None if there is neither."""
     learner, updates = None, -1
     if (path / "policy.pt").exists():
@@ -340,10 +351,12 @@ def diagnose(path: Path, further: Sequence[str] = (), device: str = "cpu") -> Pa
     folder.mkdir(exist_ok=True)
     if case.learner is None:
         console.print("no policy yet: only held-out rows are looked at", style="yellow")
+    elif not isinstance(case.model, GaussianEnsemble):
+        console.print("the model is the true simulator: it has no error, and only the critics are looked at")
     elif case.oracle is None:
         console.print("no simulator that can be set to a state: only held-out rows show what is true", style="yellow")
     numbers: dict[str, Any] = {"seeds": list(case.seeds), "scores": list(case.scores)}
-    for diagnosis in DIAGNOSES:
+    for diagnosis in DIAGNOSES if isinstance(case.model, GaussianEnsemble) else OF_ANY_MODEL:
         finding = diagnosis(case)
         if finding is None:
             continue
@@ -363,7 +376,7 @@ def dynamics(case: Case) -> Finding:
     """How well the model predicts rows that it was not fitted on."""
     dataset = case.problem.dataset
     rows = dataset.transitions
-    holdout = case.model.split(len(rows.reward)).holdout
+    holdout = case.ensemble.split(len(rows.reward)).holdout
     found = quality.measure(
         case.model.elite_view(), rows, dataset.episode_end, holdout, case.sources("dynamics quality")
     )
@@ -435,7 +448,7 @@ def order(case: Case) -> Finding:
     for name, score in case.scores.items():
         found = {
             key: value.tolist()
-            for key, value in order_checks(score, case.model, case.problem.dataset.transitions).items()
+            for key, value in order_checks(score, case.ensemble, case.problem.dataset.transitions).items()
         }
         for states in further:
             truth = torch.cat([states.truth, states.candidates[:, 0, :, -1:]], -1)
@@ -511,7 +524,7 @@ def deviation(case: Case) -> Finding | None:
         return None
     data, learner, oracle = case.problem.dataset.transitions, case.learner, case.oracle
     sources = case.sources("trajectories")
-    holdout = case.model.split(len(data.reward)).holdout.cpu()
+    holdout = case.ensemble.split(len(data.reward)).holdout.cpu()
     pick = (rand((TRAJECTORIES,), sources, dtype=torch.float64) * holdout.shape[-1]).long().cpu()
     starts = data.obs[holdout.gather(-1, pick)].to(case.model.device)  # (S, N, O)
     truth, known = true_trajectories(case, learner, oracle, starts)
@@ -766,3 +779,6 @@ DIAGNOSES: tuple[Callable[[Case], Finding | None], ...] = (
     dynamics, ranking, order, truncation, deviation, edge, error_map
 )  # fmt: skip
 """In the order of their display."""
+
+OF_ANY_MODEL: tuple[Callable[[Case], Finding | None], ...] = (edge,)
+"""Those that have something to say where the model is the true simulator: it has no error to measure."""

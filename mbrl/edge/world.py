@@ -103,11 +103,13 @@ class OraclePatch(SAC):
     In this world every state of the ring lies in the trap, whose value is `TRAP` whatever is done.
     """
 
-    def target(self, batch: Batch, noise: Tensor, penalty: Tensor | None = None) -> Tensor:
+    def target(
+        self, batch: Batch, noise: Tensor, penalty: Tensor | None = None, chance: Tensor | None = None
+    ) -> Tensor:
         """The Bellman target (S, B) of `SAC`, and r + gamma * TRAP where the next state is in the ring."""
         step = batch.transition
         patched = step.reward + self.discount * TRAP
-        return torch.where(in_ring(step.next_obs), patched, super().target(batch, noise, penalty))
+        return torch.where(in_ring(step.next_obs), patched, super().target(batch, noise, penalty, chance))
 
 
 class EdgeWorld(gymnasium.Env[Floats, Floats]):  # type: ignore[misc]
