@@ -9,8 +9,8 @@
 #
 # Weights are the published ones of hopper-medium-replay. Both fits get the same number of updates. Without FULL the
 # learner is smaller, its actor faster, rollouts fewer, MOBILE samples half as many next states, and the adversarial score
-# has half the iterations and a quarter of the discriminators: two to three hours of one core. Started again it goes on
-# where it was stopped.
+# has a third of the iterations and five discriminators: two to three hours of one core. Started again it goes on where it
+# was stopped.
 set -euo pipefail
 dataset=$1 folder=$2
 shift 2
@@ -27,7 +27,8 @@ elif [ -z "${FULL:-}" ]; then
   mobile=(learner.target_penalty.samples=5)
   plain=(rollout.lanes=10000)
   morec=(rollout.lanes=500)
-  published=(rollout.lanes=500 score.iterations=1000 score.snapshot_every=90 score.history=10 score.interval=1)
+  published=(rollout.lanes=250 score.iterations=600 score.pretraining_steps=5000 score.snapshot_every=100
+    score.history=5 score.interval=1)
 fi
 updates=${UPDATES:-30000} seeds=${SEEDS:-3}
 for algo in ${ALGOS:-mopo mobile}; do
