@@ -1,6 +1,6 @@
 """What critics cost: milliseconds of one update for 2, 10 and 50 of them, without and with EDAC's diversity.
 
-    python bench/critics.py [--quick] [--rounds 5] [--out bench/results/critics.md]
+    python bench/critics.py [--quick] [--modes eager,compile] [--rounds 5] [--out bench/results/critics.md]
 
 Batches of Hopper's size (11 observations, 3 actions, 256 rows), actor and critics of 3 x 256, one thread, process CPU
 time of the learner's update alone. Blocks of all variants alternate and medians of the rounds are shown. Ratios are
@@ -122,13 +122,15 @@ def main() -> int:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny networks, not compiled: does it run?")
+    parser.add_argument("--modes", default="eager,compile", help="eager, compile, or both (six graphs to compile)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critics.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(stderr=True)
-    modes: tuple[Mode, ...] = ("eager",) if arguments.quick else ("eager", "compile")
+    asked = ["eager"] if arguments.quick else arguments.modes.split(",")
+    modes: list[Mode] = [mode for mode in ("eager", "compile") if mode in asked]
     variants = [Variant(n, d, mode) for mode in modes for d in (False, True) for n in (2, 10, 50)]
     hidden, rows = ((16,) * 3, 32) if arguments.quick else ((256,) * 3, BATCH)
     taken, start = measure(variants, hidden, rows, arguments.rounds, console.print)
@@ -149,14 +151,15 @@ def main() -> int:
         "## Peers",
         "",
         "CPU milliseconds of one update of the same sizes, measured by us on another machine: read their growth, not "
-        "their size. [speed.md](speed.md) has OfflineRL-Kit beside us in the same rounds.",
+        "their size. [speed.md](speed.md) has OfflineRL-Kit beside us, eager and compiled, in the same rounds.",
         "",
         *peers(),
         "",
         "For dQ/da unifloral takes, by its source, a Jacobian of all critics' outputs at once: work that grows with "
         "the square of their number. Here it is one reverse sweep through each critic.",
         "",
-        f"Command: `python bench/critics.py{' --quick' if arguments.quick else ''} --rounds {arguments.rounds}`",
+        f"Command: `python bench/critics.py {'--quick' if arguments.quick else f'--modes {arguments.modes}'} "
+        f"--rounds {arguments.rounds}`",
         "",
     ]
     arguments.out.write_text("\n".join(text))
