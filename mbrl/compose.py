@@ -403,10 +403,14 @@ def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
     return model
 
 
+def imagines(cfg: DictConfig) -> bool:
+    """Whether any row of a batch is imagined."""
+    return int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size
+
+
 def asks_model(cfg: DictConfig, problem: Problem) -> bool:
     """Whether anything in the run asks the dynamics model: rollouts, a target penalty, a stand-in for evaluations."""
-    imagined = int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size
-    return imagined or cfg.learner.target_penalty is not None or problem.task.env is None
+    return imagines(cfg) or cfg.learner.target_penalty is not None or problem.task.env is None
 
 
 def build_learner(
@@ -456,9 +460,9 @@ def build_table(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
 
 
 def ring_capacity(cfg: DictConfig) -> int:
-    """Imagined rows kept per seed."""
+    """Imagined rows kept per seed; one, since a ring has rows, where nothing is imagined."""
     capacity: int = cfg.rollout.lanes * cfg.rollout.length * cfg.rollout.retain
-    return capacity
+    return capacity if imagines(cfg) else 1
 
 
 def build_score(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> Score | None:

@@ -457,7 +457,9 @@ def test_a_penalty_on_predicted_noise_is_nothing_with_the_truth() -> None:
 def test_a_run_that_imagines_nothing_asks_no_model() -> None:
     problem = compose.load_problem(composed())
     assert compose.asks_model(composed(), problem)
-    assert not compose.asks_model(composed("real_ratio=1.0", "penalty=none"), problem)
+    alone = composed("real_ratio=1.0", "penalty=none")
+    assert not compose.asks_model(alone, problem)
+    assert compose.ring_capacity(alone) == 1
     assert compose.asks_model(composed("real_ratio=1.0", "algo=mobile"), problem)
     unscored = composed("real_ratio=1.0", "env=null")  # the model's estimate stands in for evaluations
     assert compose.asks_model(unscored, compose.load_problem(unscored))
