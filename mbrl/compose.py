@@ -405,7 +405,7 @@ def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
 
 def imagines(cfg: DictConfig) -> bool:
     """Whether any row of a batch is imagined."""
-    return int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size
+    return bool(int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size)
 
 
 def asks_model(cfg: DictConfig, problem: Problem) -> bool:

@@ -104,8 +104,10 @@ def test_every_algorithm_with_every_filter(algo: str, chosen: str) -> None:
     imagination = compose.build_imagination(cfg, problem, model, score)
     data = problem.dataset.transitions
     imagination.calibrate(data.obs[:50].expand(2, -1, -1), data.action[:50].expand(2, -1, -1), sources)
-    imagination.fill(table, 50, learner.sample, sources)
-    batch = table.sample(rand((32,), sources, dtype=torch.float64), 4)
+    imagined = compose.imagines(cfg)
+    if imagined:
+        imagination.fill(table, 50, learner.sample, sources)
+    batch = table.sample(rand((32,), sources, dtype=torch.float64), 4 if imagined else 32)
     metrics = learner.update(batch, randn((learner.noise_size(32),), sources), torch.tensor(0.0))
     assert all(torch.isfinite(metric).all() for metric in metrics.values())
 
