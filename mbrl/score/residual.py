@@ -50,9 +50,9 @@ class ResidualScore:
         action_dim: int,
         seeds: Sequence[int],
         *,
-        hidden: Sequence[int] = (128, 128, 128),
+        hidden: Sequence[int] = (256, 256, 256),
         learning_rate: float = 1e-3,
-        steps: int = 3000,
+        steps: int = 6000,
         batch_size: int = 512,
         device: torch.device | str = "cpu",
     ) -> None:
