@@ -216,7 +216,7 @@ def interval(values: Sequence[float], digits: int) -> str:
 def table(results: Mapping[str, dict[str, Any]]) -> str:
     """The Markdown table of the last epoch."""
     lines = [
-        "| critics | mean Q (bound 100) | next states in the ring, % | true reward a step | starts that end in the trap, % "
+        "| critics | mean Q (bound 100) | ring, % | true reward a step | starts that end in the trap, % "
         "| min Q, ring - reach | AUROC of the penalty |",
         "|---|---|---|---|---|---|---|",
     ]
