@@ -1,7 +1,8 @@
 """Markdown tables of what `mbrl diagnose` found in several runs: `python belief_table.py RUN_DIR ...`.
 
 Every number is a mean over the run's seeds with the least and the most of them in brackets. A score's difference to the
-candidate closest to the mean is `below 0` in so many seeds as their 95 % intervals over states lie below 0.
+candidate closest to the mean has the 95 % interval over states of all seeds together, which are independent; the last
+column counts the seeds whose own intervals lie below 0.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ def line(cells: Sequence[str]) -> str:
 def heading(title: str, names: Sequence[str]) -> list[str]:
     """The first lines of a table."""
     return ["", f"**{title}**", "", line(names), line(["---"] * len(names))]
+
+
+def pooled(low: Sequence[float], high: Sequence[float]) -> str:
+    """The interval of the mean of independent estimates, from the interval of each."""
+    middle, half = (np.array(high) + low) / 2, (np.array(high) - low) / 2
+    width = float(np.sqrt(np.square(half).sum())) / len(half)
+    return f"{middle.mean() - width:+.3f} to {middle.mean() + width:+.3f}"
 
 
 def kept_error(curve: Sequence[Sequence[float]], share: Sequence[float], at: float) -> list[float]:
@@ -86,7 +94,7 @@ def tables(runs: Sequence[Path]) -> list[str]:
                 if score in ("random", "perfect"):
                     continue
                 below = sum(high < 0 for high in row["high"])
-                difference = f"{np.mean(row['low']):+.3f} to {np.mean(row['high']):+.3f}"
+                difference = pooled(row["low"], row["high"])
                 lines.append(
                     line(
                         [
