@@ -610,7 +610,10 @@ def true_trajectories(case: Case, learner: SAC, oracle: Oracle, starts: Tensor) 
 
 
 def bootstrap_mean(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], ...]:
-    """Mean over lanes of curve (T, N), NaN left out, with a 95 % interval of resampled lanes: three times (T,)."""
+    """Mean over lanes of curve (T, N), NaN left out, with a 95 % interval of resampled lanes: three times (T,).
+
+    NaN where no lane is left: all policies have fallen before.
+    """
     source = np.random.default_rng(0)
     picks = source.integers(curve.shape[1], size=(RESAMPLES, curve.shape[1]))
     known = np.isfinite(curve)
@@ -618,7 +621,9 @@ def bootstrap_mean(curve: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
     sums = np.stack([values[:, pick].sum(1) for pick in picks])  # (RESAMPLES, T)
     counts = np.stack([known[:, pick].sum(1) for pick in picks])
     low, high = np.quantile(sums / np.maximum(counts, 1), (0.025, 0.975), axis=0)
-    return values.sum(1) / np.maximum(known.sum(1), 1), low, high
+    left = known.sum(1)
+    mean = values.sum(1) / np.maximum(left, 1)
+    return tuple(np.where(left > 0, number, np.nan) for number in (mean, low, high))
 
 
 def edge(case: Case) -> Finding | None:

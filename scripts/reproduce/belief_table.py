@@ -127,7 +127,7 @@ def tables(runs: Sequence[Path]) -> list[str]:
     )
     for name, seen, _ in found:
         for way, row in seen.get("deviation", {}).items():
-            if way != "steps":
+            if way != "steps" and row["mean"][-1] is not None:  # null: every lane had ended
                 lines.append(line([name, way, f"{row['mean'][-1]:.3f} [{row['low'][-1]:.3f}, {row['high'][-1]:.3f}]"]))
     return lines
 
