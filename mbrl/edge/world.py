@@ -20,6 +20,7 @@ needed: with an optimum well inside, nothing goes wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from mbrl.learn.sac import SAC
-from mbrl.nets import generator
+from mbrl.nets import Params, generator, init_mlp, q_values
 from mbrl.types import Batch, Prediction, Transition
 
 Floats = npt.NDArray[np.float32]
@@ -110,6 +111,40 @@ class OraclePatch(SAC):
         step = batch.transition
         patched = step.reward + self.discount * TRAP
         return torch.where(in_ring(step.next_obs), patched, super().target(batch, noise, penalty, chance))
+
+
+class RandomPrior(SAC):
+    """SAC whose critics are f_e + scale * p_e: p_e is a fixed random network of its own (Osband et al. 2018).
+
+    Where nothing is learnt the critics differ as their priors do, whatever the learnt parts extrapolate to. It is here
+    for the comparison: it did not hold (LOG.md).
+
+    Args:
+        prior_scale: the std of a prior over the reach, in units of value.
+        settings: as for `SAC`.
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, seeds: Sequence[int], *, prior_scale: float, **settings: Any
+    ) -> None:
+        super().__init__(obs_dim, action_dim, seeds, **settings)
+        sources = [generator(seed, "learner", "priors") for seed in self.seeds]
+        sizes = [obs_dim + action_dim, *settings["hidden"], 1]
+        self.priors = init_mlp(sizes, sources, (self.critics[0].shape[1],))
+        probe = REACH * (2.0 * torch.rand((2000, obs_dim), generator=generator("edge world", "priors")) - 1.0)
+        spread, centre = torch.std_mean(q_values(self.priors, probe, torch.zeros(2000, action_dim)), -1, keepdim=True)
+        factor = (prior_scale / spread).unsqueeze(-1)  # (S, E, 1, 1): the last layer is linear
+        self.priors[-1] = (self.priors[-1] - centre.unsqueeze(-1)) * factor
+        self.priors[-2] = self.priors[-2] * factor
+        self._values = lambda critics, z, action: q_values(critics, z, action) + q_values(self.priors, z, action)
+
+    def critic_loss(
+        self, critics: Params, z: Tensor, action: Tensor, target: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As in `SAC`, of the sum of what is learnt and what is fixed; without regularisers."""
+        q = self._values(critics, z, action)
+        loss = (q - target.unsqueeze(-2)).square().mean(-1).sum(-1)
+        return loss.sum(), (loss, q)
 
 
 class EdgeWorld(gymnasium.Env[Floats, Floats]):  # type: ignore[misc]

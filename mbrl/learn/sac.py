@@ -7,7 +7,7 @@ gradients are taken only of what steps; nothing syncs with the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ class SAC:
         self.target_penalty, self.target_minimum = target_penalty, target_minimum
         self._dtype = product_dtype(precision)
         self.layer_norm = layer_norm
-        self._values = partial(q_values, dtype=self._dtype, layer_norm=layer_norm)
+        self._values: Callable[..., Tensor] = partial(q_values, dtype=self._dtype, layer_norm=layer_norm)
         self._policy = partial(gaussian_policy, dtype=self._dtype)
 
         z = self.encoder.size(obs_dim)

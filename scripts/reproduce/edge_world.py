@@ -31,7 +31,7 @@ from mbrl.checkpoint import atomic_write
 from mbrl.data.ring import ReplayTable
 from mbrl.edge import world
 from mbrl.edge.measure import auroc, auroc_interval, mean_interval
-from mbrl.edge.world import OraclePatch, World, in_ring, starts, true_step
+from mbrl.edge.world import OraclePatch, RandomPrior, World, in_ring, starts, true_step
 from mbrl.learn.regularisers import Diversity
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand
@@ -69,6 +69,8 @@ VARIANTS: dict[str, tuple[type[SAC], dict[str, Any]]] = {
     "ravl-10-100": (SAC, {"critics": 10, "regularisers": [Diversity(100.0)]}),
     "ravl-norm": (SAC, {"critics": 10, "layer_norm": True, "regularisers": [Diversity(1.0)]}),
     "min-50": (SAC, {"critics": 50}),
+    "prior-3": (RandomPrior, {"critics": 5, "prior_scale": 3.0}),
+    "prior-10": (RandomPrior, {"critics": 5, "prior_scale": 10.0}),
     "base-scaled": (SAC, {"encoder": Scaled()}),
     "patch-scaled": (OraclePatch, {"encoder": Scaled()}),
     "norm-scaled": (SAC, {"layer_norm": True, "encoder": Scaled()}),
@@ -86,6 +88,8 @@ LABELS = {
     "ravl-10-100": "RAVL, N = 10, eta = 100",
     "ravl-norm": "layer norm, N = 10, eta = 1",
     "min-50": "RAVL, N = 50, eta = 0",
+    "prior-3": "random priors of std 3, N = 5",
+    "prior-10": "random priors of std 10, N = 5",
     "base-scaled": "base, N = 2, s / 6",
     "patch-scaled": "OraclePatch, N = 2, s / 6",
     "norm-scaled": "layer norm, N = 2, s / 6",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
 from mbrl.edge import world
-from mbrl.edge.world import EdgeWorld, OraclePatch, World, distance, in_ring, reward, starts, true_step
+from mbrl.edge.world import EdgeWorld, OraclePatch, RandomPrior, World, distance, in_ring, reward, starts, true_step
 from mbrl.evaluate import make_env
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator
@@ -88,6 +88,29 @@ def test_the_patch_touches_rows_of_the_ring_and_no_others() -> None:
     assert torch.equal(before[~edge], after[~edge])
     # -1 for ever is worth -100: one step of reward, and 0.99 of that.
     assert after[edge].tolist() == pytest.approx((earned[edge] - 99.0).tolist())
+
+
+def test_random_priors_are_fixed_differ_and_have_their_size() -> None:
+    settings = {"hidden": (16, 16), "critics": 4, "discount": world.DISCOUNT}
+    learner = RandomPrior(2, 2, [0, 1], prior_scale=5.0, **settings)  # type: ignore[arg-type]
+    plain = SAC(2, 2, [0, 1], **settings)  # type: ignore[arg-type]
+    source = torch.Generator().manual_seed(0)
+    obs = (2 * torch.rand((2, 4000, 2), generator=source) - 1) * world.REACH
+    still = torch.zeros_like(obs)
+    prior = learner.q(obs, still) - plain.q(obs, still)  # the learnt parts begin alike
+    assert prior.std(-1).flatten().tolist() == pytest.approx([5.0] * 8, rel=0.1)
+    assert prior.mean(-1).abs().max() < 0.5
+    assert torch.pdist(prior.flatten(0, 1)).min() > 1.0  # eight priors, all different
+    fixed = [p.clone() for p in learner.priors]
+    never = torch.zeros((2, 64), dtype=torch.bool)
+    rows = obs[:, :64]
+    batch = Batch(Transition(rows, still[:, :64], reward(rows), rows, never, never), 0)
+    target = torch.zeros(2, 64)
+    _, (loss, q) = learner.critic_loss(learner.critics, rows, still[:, :64], target)
+    torch.testing.assert_close(q, learner.q(rows, still[:, :64]))
+    torch.testing.assert_close(loss, q.square().mean(-1).sum(-1))
+    learner.update(batch, torch.randn((2, learner.noise_size(64)), generator=source), torch.tensor(0.0))
+    assert all(torch.equal(before, now) for before, now in zip(fixed, learner.priors, strict=True))
 
 
 def test_the_environment_is_the_same_world() -> None:
