@@ -26,7 +26,7 @@ elif [ -z "${FULL:-}" ]; then
     dynamics.max_epochs=null dynamics.patience=null dynamics.improvement=0 "$@"
   mobile=(learner.target_penalty.samples=5)
   plain=(rollout.lanes=10000)
-  morec=(rollout.lanes=500)
+  morec=(rollout.lanes=500 "score.hidden=[128,128,128]" score.steps=3000)
   published=(rollout.lanes=250 score.iterations=600 score.pretraining_steps=5000 score.snapshot_every=100
     score.history=5 score.interval=1)
 fi
