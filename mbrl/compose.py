@@ -405,7 +405,8 @@ def build_model(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
 
 def imagines(cfg: DictConfig) -> bool:
     """Whether any row of a batch is imagined."""
-    return bool(int(cfg.batch_size * cfg.real_ratio + 1e-9) < cfg.batch_size)
+    schedule = build_schedule(cfg)
+    return schedule.real_rows < schedule.batch_size
 
 
 def asks_model(cfg: DictConfig, problem: Problem) -> bool:

@@ -44,6 +44,11 @@ class Schedule:
     checkpoint_seconds: float = 300.0
 
     @property
+    def real_rows(self) -> int:
+        """Rows of a batch that come from the dataset; the others are imagined."""
+        return int(self.batch_size * self.real_ratio + 1e-9)  # 0.29 * 100 is below 29
+
+    @property
     def intervals(self) -> tuple[int, ...]:
         """Numbers of updates that one call of several updates must divide."""
         return self.updates, self.rollout_every, self.log_every, self.evaluate_every
@@ -137,7 +142,6 @@ class OfflineTraining:
         # The count of updates as the captured unit sees it: on the device, so that a replayed graph can advance it.
         self._done = torch.zeros((), device=self.table.rows.device)
         self._captured: Step | None = None
-        self.real_rows = int(self.schedule.batch_size * self.schedule.real_ratio + 1e-9)  # 0.29 * 100 is below 29
 
     def run(self, until: int | None = None) -> bool:
         """Train to the end, or to update `until`; False if it was asked to stop and has saved, else True.
@@ -157,7 +161,7 @@ class OfflineTraining:
         reported = self.step
 
         while self.step < end:
-            if self.step % plan.rollout_every == 0 and self.real_rows < plan.batch_size:
+            if self.step % plan.rollout_every == 0 and plan.real_rows < plan.batch_size:
                 self.imagine()
             if self.step % choice.steps:  # a resumed run that had other settings: back to a whole call
                 count, run = 1, self.updates
@@ -190,7 +194,7 @@ class OfflineTraining:
         total: Metrics = {}
         count = uniform.shape[1]
         for i in range(count):
-            batch = self.table.sample(uniform[:, i], self.real_rows)
+            batch = self.table.sample(uniform[:, i], self.schedule.real_rows)
             metrics = self.learner.update(batch, noise[:, i], self._done / self.schedule.updates)
             self._done.add_(1)
             total = {name: value + total[name] if total else value for name, value in metrics.items()}
