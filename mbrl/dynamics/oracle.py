@@ -92,10 +92,6 @@ class Oracle:
 
     def step(self, states: Floats, action: npt.NDArray[Any]) -> TrueStep:
         """One step of each: states (N, D), action (N, A) in [-1, 1]. A state does not remember what was before it."""
-        if not len(states):
-            width = (0, states.shape[-1])
-            empty = np.zeros(0)
-            return TrueStep(np.zeros(width), np.zeros((0, self._env.observation_space.shape[0])), empty, empty > 0)
         actions = np.clip(
             self._middle + self._half * np.asarray(action, np.float64),
             self._env.action_space.low,
@@ -209,14 +205,15 @@ class OracleModel:
             self._pool = None
 
     def _step(self, states: Floats, action: npt.NDArray[Any]) -> TrueStep:
-        if self.workers == 1:
+        workers = min(self.workers, len(states))  # everybody has something to do
+        if workers <= 1:
             return self.oracle.step(states, action)
         if self._pool is None:
             # Not forked: torch and MuJoCo hold threads and locks.
             self._pool = ProcessPoolExecutor(
                 self.workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=self._recipe
             )
-        shares = [np.array_split(rows, self.workers) for rows in (states, action)]
+        shares = [np.array_split(rows, workers) for rows in (states, action)]
         parts = list(self._pool.map(_work, *shares))
         return TrueStep(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
