@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from mbrl.edge.detector import auroc, effective_penalty, lane_auroc, last_row, log_spread, void_share
+from mbrl.edge.detector import effective_penalty, lane_auroc, last_row, log_spread, void_share
+from mbrl.edge.measure import auroc
 from mbrl.finding import COLOURS, Finding, quiet_table, tidy
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn

@@ -76,16 +76,6 @@ def last_row(keep: Tensor, terminal: Tensor) -> tuple[Tensor, Tensor]:
 # -- how well it tells -------------------------------------------------------------------------------------------------
 
 
-def auroc(positive: Tensor, negative: Tensor) -> Tensor:
-    """How often a positive is above a negative, ties counted half: (*, P), (*, M) -> (*); NaN without either."""
-    ordered = negative.sort(-1).values
-    positive = positive.contiguous()
-    below = torch.searchsorted(ordered, positive, right=False)
-    not_above = torch.searchsorted(ordered, positive, right=True)
-    pairs = positive.shape[-1] * negative.shape[-1]
-    return (below + not_above).sum(-1).double() / 2 / (pairs if pairs else math.nan)
-
-
 def lane_auroc(
     positive: Tensor,
     negative: Tensor,
@@ -94,7 +84,7 @@ def lane_auroc(
     source: torch.Generator,
     resamples: int = 300,
 ) -> tuple[float, float, float]:
-    """`auroc` of states that come in lanes, with a 95 % interval over resampled lanes.
+    """`mbrl.edge.measure.auroc` of states that come in lanes, with a 95 % interval over resampled lanes.
 
     States of one lane resemble each other, so whole lanes are drawn again, with their positive and negative states.
 

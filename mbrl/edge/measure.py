@@ -19,13 +19,14 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
         negative: (*, N).
 
     Returns:
-        (*), float64; 0.5 is chance.
+        (*), float64; 0.5 is chance, NaN where one of the groups is empty.
     """
     ordered = negative.double().sort(-1).values.contiguous()
     asked = positive.double().contiguous()
     below = torch.searchsorted(ordered, asked)
     not_above = torch.searchsorted(ordered, asked, right=True)
-    return (below + not_above).double().mean(-1) / (2 * negative.shape[-1])
+    pairs = positive.shape[-1] * negative.shape[-1]
+    return (below + not_above).double().sum(-1) / 2 / (pairs or math.nan)
 
 
 def auroc_interval(

@@ -30,6 +30,7 @@ from mbrl.capture import EAGER, Choice, has_compiler
 from mbrl.checkpoint import atomic_write
 from mbrl.data.ring import ReplayTable
 from mbrl.edge import world
+from mbrl.edge.detector import effective_penalty
 from mbrl.edge.measure import auroc, auroc_interval, mean_interval
 from mbrl.edge.world import OraclePatch, RandomPrior, World, in_ring, starts, true_step
 from mbrl.learn.regularisers import Diversity
@@ -154,7 +155,7 @@ def value(learner: SAC, states: Tensor) -> tuple[Tensor, Tensor]:
     """min_i Q_i at the policy's mean action, and mean_i Q_i - min_i Q_i: states (N, 2) -> (S, N) each."""
     obs = states.expand(len(learner.seeds), -1, -1)
     q = learner.q(obs, learner.act(obs))
-    return q.amin(-2), q.mean(-2) - q.amin(-2)
+    return q.amin(-2), effective_penalty(q)
 
 
 def run(name: str, seeds: int, updates: int) -> dict[str, Any]:

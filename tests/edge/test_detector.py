@@ -13,7 +13,6 @@ from mbrl.data.ring import ReplayTable
 from mbrl.edge.detector import (
     EdgeWatch,
     ValueBound,
-    auroc,
     effective_penalty,
     lane_auroc,
     last_row,
@@ -23,6 +22,7 @@ from mbrl.edge.detector import (
     void_rows,
     void_share,
 )
+from mbrl.edge.measure import auroc
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator
 from mbrl.rollout.actions import PolicyActions
