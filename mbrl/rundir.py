@@ -58,7 +58,8 @@ def _plain(value: Any) -> Any:
 def versions() -> dict[str, str | None]:
     """Versions of everything a run's numbers may depend on; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "mbrl": mbrl.__version__}
-    for name in ("torch", "numpy", "gymnasium", "mujoco", "minari"):
+    found["torch"] = str(torch.__version__)  # with its build, which a wheel's metadata may leave out
+    for name in ("numpy", "gymnasium", "mujoco", "minari"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
