@@ -1,6 +1,6 @@
 """Serve timed blocks of this framework, one a line of standard input, so that a driver can alternate peers.
 
-Every block goes through the framework's own classes and loop: `OfflineTraining.run` with a logger that writes files
+Every block goes through the framework's own classes and loop: `Training.run` with a logger that writes files
 (W1, W4, W5), `GaussianEnsemble.fit` (W2), `Imagination.fill` (W3). Data: synthetic, Hopper-shaped; the ring of imagined
 rows is full, as after five rollouts. docs/speed.md describes the workloads:
 
@@ -54,7 +54,7 @@ from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
-from mbrl.train import OfflineTraining, Schedule
+from mbrl.train import Schedule, Training
 from mbrl.types import StateDict, Transition
 
 OBS, ACTION = 11, 3
@@ -162,7 +162,7 @@ class Bench:
         self.short = Transition(*(x[: sizes.fit] for x in self.data))
         self.held_out = min(1000, int(0.2 * sizes.fit))
         self.updates = sizes.updates if seeds == 1 else max(sizes.updates // seeds // 4, 1) * 4
-        self._critics: dict[tuple[int, float], OfflineTraining] = {}
+        self._critics: dict[tuple[int, float], Training] = {}
 
     @cached_property
     def table(self) -> ReplayTable:
@@ -189,7 +189,7 @@ class Bench:
         return SAC(OBS, ACTION, self.seeds, precision=self.precision, device=self.device)
 
     @cached_property
-    def training(self) -> OfflineTraining:
+    def training(self) -> Training:
         """The MOPO run of W1 and W5."""
         return self.run(self.learner, REAL_RATIO, "mopo")
 
@@ -205,7 +205,7 @@ class Bench:
         chunk = 1000 if self.device.type == "cpu" else self.sizes.lanes
         return Imagination(model, PolicyActions(), RandomElite(), filters, LENGTH, chunk)
 
-    def run(self, learner: SAC, real_ratio: float, name: str) -> OfflineTraining:
+    def run(self, learner: SAC, real_ratio: float, name: str) -> Training:
         """A run whose logger is on; every block goes on where the last one ended."""
         often = {"log_every": LOG_EVERY, "evaluate_every": 10**6, "rollout_every": 10**7}
         folder = self.folder / name
@@ -215,7 +215,7 @@ class Bench:
         def save(step: int, state: StateDict) -> None:
             save_checkpoint(folder / "checkpoints", step, state)
 
-        return OfflineTraining(
+        return Training(
             learner=learner,
             table=self.table,
             imagination=unused,
@@ -227,7 +227,7 @@ class Bench:
             step=LOG_EVERY,  # past update 0, before which it would imagine: that is W3
         )
 
-    def critics(self, count: int, diversity: float) -> OfflineTraining:
+    def critics(self, count: int, diversity: float) -> Training:
         """A run of an ensemble of critics on real rows alone: SAC-N, and EDAC with diversity."""
         if (count, diversity) not in self._critics:
             learner = SAC(
@@ -238,7 +238,7 @@ class Bench:
             self._critics[count, diversity] = self.run(learner, 1.0, f"critics-{count}-{diversity}")
         return self._critics[count, diversity]
 
-    def update(self, run: OfflineTraining, count: int) -> int:
+    def update(self, run: Training, count: int) -> int:
         """`count` updates through the loop, with log rows on the way."""
         run.run(until=run.step + count)
         return count * len(self.seeds)

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import mbrl
 from mbrl.data.ring import ReplayTable
-from mbrl.data.sources import Dataset, load_dataset
+from mbrl.data.sources import Dataset, load_dataset, no_dataset
 from mbrl.data.tasks import Reference, Task, find_task, task_for
 from mbrl.data.validate import nearest
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.evaluate import EnvSpec, EvaluationError, env_spec
 from mbrl.learn.sac import SAC
+from mbrl.online import Interaction
+from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.train import Schedule
-from mbrl.types import RunModel, Score
+from mbrl.types import ActionSource, RunModel, Score
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -212,7 +214,8 @@ COUNTS = {
     "score.steps": 1, "score.batch_size": 1, "score.samples": 2, "score.pretraining_steps": 0, "score.iterations": 1,
     "score.starts": 1, "score.horizon": 1, "score.replay": 1, "score.discriminator_steps": 1, "score.warm_up": 0,
     "score.snapshot_every": 1, "score.history": 1, "score.interval": 1,
-    "rollout.select.resample": 1, "rollout.truncate.minimum_length": 0,
+    "loop.steps": 1, "loop.warm_up": 0, "loop.updates_per_step": 1, "loop.fit_every": 1, "loop.evaluate_every": 1,
+    "loop.log_every": 1, "rollout.select.resample": 1, "rollout.truncate.minimum_length": 0,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
@@ -240,6 +243,8 @@ def check_numbers(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names the key, the value and what was expected.
     """
+    if is_online(cfg) and cfg.loop.warm_up >= cfg.loop.steps:  # else `updates`, which nobody gave, would be blamed
+        raise ConfigError(f"loop.warm_up={cfg.loop.warm_up}: expected fewer steps than loop.steps={cfg.loop.steps}")
     for key, least in COUNTS.items():
         value = OmegaConf.select(cfg, key)
         if isinstance(value, float) and value.is_integer():
@@ -268,7 +273,8 @@ def check_numbers(cfg: DictConfig) -> None:
 
 def run_name(*, _root_: DictConfig) -> str:
     """`<task or dataset>-<algo>-seed<n>` for the default run directory."""
-    source = str(_root_.dataset or _root_.task)
+    own_env = OmegaConf.select(_root_, "loop.name") == "online" and _root_.env not in (None, "auto")
+    source = str(_root_.dataset or (_root_.env if own_env else _root_.task))
     stem = Path(source).stem if "/" in source and ":" not in source else source
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem.split(":")[-1])
     seeds = f"seed{_root_.seed}" if _root_.seeds == 1 else f"seeds{_root_.seed}-{_root_.seed + _root_.seeds - 1}"
@@ -277,6 +283,8 @@ def run_name(*, _root_: DictConfig) -> str:
 
 def register_resolvers() -> None:
     """What the YAML files use; `tuned` is known only when the task is."""
+    OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("difference", lambda a, b: a - b, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _="", *, _root_: run_name(_root_=_root_), replace=True)
 
 
@@ -300,6 +308,8 @@ def load_problem(cfg: DictConfig) -> Problem:
     """
     # Word for word: null is "no simulator", auto is "whatever the task or the dataset names".
     asked = cfg.env
+    if is_online(cfg) and not begins_with_dataset(cfg):
+        return problem_without_data(cfg)
     if cfg.dataset is None:
         task = find_task(cfg.task)
         env = task.env if asked == "auto" else asked
@@ -325,6 +335,38 @@ def load_problem(cfg: DictConfig) -> Problem:
         if not same and len(dataset.action_low) == len(spec.action_low):
             dataset = load_dataset(cfg.dataset, action_bounds=_bounds(spec))
     return check_dimensions(Problem(dataset, task, spec))
+
+
+def is_online(cfg: DictConfig) -> bool:
+    """Whether real steps are made while training goes on. Runs from before that was possible do not say."""
+    return bool(OmegaConf.select(cfg, "loop.name") == "online")
+
+
+def begins_with_dataset(cfg: DictConfig) -> bool:
+    """Settle `loop.dataset=auto`: an online run begins with a dataset's rows if `dataset=` names one."""
+    asked = cfg.loop.dataset
+    return cfg.dataset is not None if asked == "auto" else bool(asked)
+
+
+def problem_without_data(cfg: DictConfig) -> Problem:
+    """An environment alone: `env=`, or that of `task=`.
+
+    Raises:
+        ConfigError: there is none, or a dataset that would not be used.
+        TaskError, EvaluationError: it cannot be used.
+    """
+    if cfg.dataset is not None:
+        raise ConfigError("loop.dataset=false leaves the dataset out, but dataset= names one; leave out one of the two")
+    task = find_task(cfg.task)
+    env: str | None = task.env if cfg.env == "auto" else cfg.env
+    if env is None:
+        raise ConfigError("loop=online acts in an environment, and there is none: give env=")
+    if cfg.env != "auto" or cfg.horizon is not None or cfg.termination is not None:
+        task = task_for(env, env, horizon=cfg.horizon, termination=cfg.termination)
+    task = replace(task, label=env)
+    spec = env_spec(env, env_kwargs=task.env_kwargs, horizon=task.horizon)
+    low, high = spec.action_low.astype(np.float32), spec.action_high.astype(np.float32)
+    return Problem(no_dataset(env, spec.observation_dim, low, high), task, spec)
 
 
 def check_dimensions(problem: Problem) -> Problem:
@@ -442,7 +484,8 @@ def target_minimum(cfg: DictConfig, problem: Problem) -> float | None:
     """Settle `learner.target_minimum=auto`: 0 where no reward of the dataset is negative, else no limit."""
     asked: float | str | None = cfg.learner.target_minimum
     if isinstance(asked, str):
-        return 0.0 if bool((problem.dataset.transitions.reward >= 0).all()) else None
+        reward = problem.dataset.transitions.reward
+        return 0.0 if len(reward) and bool((reward >= 0).all()) else None
     return asked
 
 
@@ -457,12 +500,16 @@ def naming(node: str) -> Iterator[None]:
 
 def build_table(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> ReplayTable:
     """Real rows, and rings that hold `retain` rollouts."""
-    return ReplayTable(problem.dataset.transitions, ring_capacity(cfg), len(seeds), device)
+    steps = cfg.loop.steps if is_online(cfg) else 0
+    return ReplayTable(problem.dataset.transitions, ring_capacity(cfg), len(seeds), device, steps=steps)
 
 
 def ring_capacity(cfg: DictConfig) -> int:
     """Imagined rows kept per seed; one, since a ring has rows, where nothing is imagined."""
-    capacity: int = cfg.rollout.lanes * cfg.rollout.length * cfg.rollout.retain
+    length: int = cfg.rollout.length
+    if is_online(cfg) and cfg.loop.rollout_growth is not None:
+        length = max(cfg.loop.rollout_growth[:2])
+    capacity: int = cfg.rollout.lanes * length * cfg.rollout.retain
     return capacity if imagines(cfg) else 1
 
 
@@ -471,6 +518,11 @@ def build_score(cfg: DictConfig, problem: Problem, seeds: Sequence[int], device:
     obs, action = problem.dataset.transitions.obs, problem.dataset.transitions.action
     with naming("score"):
         score = instantiate(cfg.score)
+        if score is not None and is_online(cfg):
+            raise ConfigError(
+                "a score is fitted once, to a fixed dataset and the model of it, and online both change; leave out "
+                "score= and filter=[morec], or use loop=offline"
+            )
         if isinstance(score, functools.partial):
             score = score(obs.shape[-1], action.shape[-1], seeds, device=device)
     made: Score | None = score
@@ -490,6 +542,11 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
             "scores and cuts by distrust judge a fitted model by the rows that it has held out, and dynamics=oracle is "
             "the truth: leave out filter=[morec], filter=[truncate] and score=, or choose a fitted model"
         )
+    if rollout.truncate is not None and is_online(cfg):
+        raise ConfigError(
+            "a cut by distrust is calibrated once, on held-out rows of a fixed dataset, and online there are ever new "
+            "ones; leave out filter=[truncate], or use loop=offline"
+        )
     select, truncate = instantiate(rollout.select), instantiate(rollout.truncate)
     if isinstance(select, functools.partial):
         if score is None:
@@ -507,6 +564,11 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
             truncate = truncate(torch.where(std > 0, std, torch.ones_like(std)).to(model.device))
     clip = None
     if rollout.clip is not None:
+        if not len(data.reward) and rollout.clip.margin != math.inf:
+            raise ConfigError(
+                f"rollout.clip.margin={rollout.clip.margin}: a run that begins without a dataset knows no range of "
+                "observations; give rollout.clip.margin=.inf"
+            )
         clip = Clip(
             data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip
         )
@@ -540,6 +602,43 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
         chunk=int(chunk),
         simulator=model.elite_view() if alone else None,
     )
+
+
+def build_explore(cfg: DictConfig) -> ActionSource:
+    """How an online run acts in its environment."""
+    source: ActionSource = instantiate(cfg.loop.explore) if is_online(cfg) else PolicyActions()
+    return source
+
+
+def build_interaction(cfg: DictConfig) -> Interaction | None:
+    """How much is done in the environment while training goes on; None offline.
+
+    Raises:
+        ConfigError: numbers that do not go together.
+    """
+    if not is_online(cfg):
+        return None
+    loop = cfg.loop
+    with naming("loop"):
+        growth = loop.rollout_growth
+        plan = Interaction(
+            steps=loop.steps,
+            warm_up=loop.warm_up,
+            updates_per_step=loop.updates_per_step,
+            fit_every=loop.fit_every,
+            rollout_growth=None if growth is None else tuple(growth),
+        )
+    if cfg.updates != plan.updates:
+        raise ConfigError(
+            f"updates={cfg.updates}: online, loop.steps={plan.steps}, loop.warm_up={plan.warm_up} and "
+            f"loop.updates_per_step={plan.updates_per_step} make {plan.updates:,}; give loop.steps=, not updates="
+        )
+    if cfg.rollout.every != plan.fit_every * plan.updates_per_step:
+        raise ConfigError(
+            f"rollout.every={cfg.rollout.every}: online, rollouts follow the model, every loop.fit_every="
+            f"{plan.fit_every} steps; give loop.fit_every="
+        )
+    return plan
 
 
 def build_schedule(cfg: DictConfig) -> Schedule:

@@ -220,7 +220,7 @@ class _Deterministic:
     def __init__(self, learner: SAC) -> None:
         self.learner = learner
 
-    def noise_size(self, action_dim: int) -> int:
+    def noise_size(self, obs_dim: int, action_dim: int) -> int:
         return 0
 
     def __call__(self, obs: Tensor, policy: Any, model: Any, noise: Tensor) -> Tensor:

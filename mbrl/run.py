@@ -18,8 +18,10 @@ from rich.console import Console
 from mbrl import background, compose
 from mbrl.background import Examiner, Scoring
 from mbrl.capture import WORTH_COMPILING_A_FIT, choose
-from mbrl.checkpoint import atomic_write, load_latest, save_checkpoint
+from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_checkpoint
 from mbrl.compose import ConfigError, Problem
+from mbrl.data.collect import Player
+from mbrl.data.ring import ReplayTable
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
@@ -30,6 +32,7 @@ from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
+from mbrl.online import Experience
 from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
 from mbrl.rollout.imagine import Imagination
@@ -39,7 +42,7 @@ from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
 from mbrl.score.quality import held_out_ranking
-from mbrl.train import OfflineTraining, TrainingDiverged, without_prefix
+from mbrl.train import Training, TrainingDiverged, without_prefix
 from mbrl.types import DynamicsModel, Fittable, RunModel, StateDict, Stateful
 
 INTERRUPTED = 130
@@ -121,6 +124,7 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
         "behaviour_return_mean": float(returns.mean()) if len(returns) else None,
         "behaviour_return_max": float(returns.max()) if len(returns) else None,
         "reference": None if reference is None else [reference.minimum, reference.maximum],
+        **({"online": OmegaConf.to_container(cfg.loop)} if compose.is_online(cfg) else {}),
         "reference_source": None if reference is None else f"{reference.source} ({reference.environment})",
     }
 
@@ -236,13 +240,17 @@ class Run:
         )
         obs_dim, action_dim = problem.dataset.transitions.obs.shape[-1], problem.dataset.transitions.action.shape[-1]
         self.schedule = compose.build_schedule(cfg)
+        self.interaction = compose.build_interaction(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
         self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
-        self.value_bound = value_bound(self.learner, problem)
+        # Online there are no rewards yet that would bound what a policy can be worth.
+        self.value_bound = None if self.interaction is not None else value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
+        self.explore = compose.build_explore(cfg)
         self.memory = plan_memory(
-            rows=len(problem.dataset.transitions.reward),
+            rows=len(problem.dataset.transitions.reward)
+            + (len(self.seeds) * cfg.loop.steps if self.interaction else 0),
             obs_dim=obs_dim,
             action_dim=action_dim,
             capacity=compose.ring_capacity(cfg),
@@ -255,6 +263,8 @@ class Run:
         self.memory.check()
         # An update with a target penalty is long enough to be a call of its own, and four compile four times as long.
         intervals = self.schedule.intervals if self.learner.target_penalty is None else (1,)
+        if self.interaction is not None:
+            intervals = (*intervals, self.interaction.updates_per_step)
         self.choice = choose(cfg.compile, self.device, self.schedule.updates, intervals)
         self.playing = background.choose(cfg.eval.background, cfg.threads, self.schedule.updates)
         self.scoring: Scoring | None = None
@@ -275,18 +285,23 @@ class Run:
                 Evaluator(**{**self.evaluator_settings(), "episodes": 1, "seeds": self.seeds[:1]}).close()
             if isinstance(self.model, OracleModel):
                 afterwards.callback(self.model.close)
-            if compose.asks_model(self.cfg, self.problem):
+            if not compose.asks_model(self.cfg, self.problem):
+                self.say("no dynamics model is fitted: every row of a batch is real")
+            elif len(self.problem.dataset.transitions.reward):
                 if not (self.fit_model(stop) and self.fit_score(stop)):
                     return self.interrupted("train", None)
                 self.calibrate()
-            else:
-                self.say("no dynamics model is fitted: every row of a batch is real")
+            self.start_from()
             if self.problem.task.env is not None:
                 self.scoring = self.make_scoring()
                 afterwards.callback(self.scoring.close)
-            training = OfflineTraining(
+            table = compose.build_table(self.cfg, self.problem, self.seeds, self.device)
+            experience = self.make_experience(table, stop)
+            if experience is not None:
+                afterwards.callback(experience.close)
+            training = Training(
                 learner=self.learner,
-                table=compose.build_table(self.cfg, self.problem, self.seeds, self.device),
+                table=table,
                 imagination=self.imagination,
                 schedule=self.schedule,
                 logger=self.logger,
@@ -295,6 +310,7 @@ class Run:
                 should_stop=lambda: stop.requested,
                 choice=self.choice,
                 report=self.watch_values,
+                experience=experience,
             )
             if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
@@ -319,7 +335,15 @@ class Run:
             return self.finished(training.step)
 
     def fit_only(self) -> int:
-        """`mbrl fit`: the model and the score, and nothing else."""
+        """`mbrl fit`: the model and the score, and nothing else.
+
+        Raises:
+            ConfigError: there is nothing to fit to.
+        """
+        if not len(self.problem.dataset.transitions.reward):
+            raise ConfigError(
+                "loop=online begins without a dataset, so there is nothing to fit; give loop.dataset=true"
+            )
         self.announce()
         with self.lock, endings(self.run, self.logger) as stop:
             if not (
@@ -341,7 +365,10 @@ class Run:
             f"[bold]{self.cfg.algo_name}[/] on {task.label}, seeds {self.seeds}, {self.cfg.updates:,} updates, "
             f"{self.device}"
         )
-        line = f"{len(dataset.transitions.reward):,} transitions"
+        rows = len(dataset.transitions.reward)
+        line = f"{rows:,} transitions" if rows else "no dataset"
+        if self.interaction is not None:
+            line += f"; {self.interaction.steps:,} real steps, {self.interaction.updates_per_step} updates after each"
         if len(returns):
             line += f", {len(returns):,} episodes, return {returns.mean():.1f} on average, {returns.max():.1f} at best"
         show(line)
@@ -356,7 +383,8 @@ class Run:
         minimum = self.cfg.learner.target_minimum
         if minimum is not None or self.learner.target_penalty is not None:
             limit = "have no lower limit" if minimum is None else f"are kept at {minimum:g} or above"
-            show(f"Bellman targets {limit}; the lowest reward of the dataset is {dataset.transitions.reward.min():.4g}")
+            lowest = f"; the lowest reward of the dataset is {dataset.transitions.reward.min():.4g}" if rows else ""
+            show(f"Bellman targets {limit}{lowest}")
         show(str(self.memory))
         show(f"run directory: {self.run.path}")
 
@@ -533,11 +561,66 @@ class Run:
         self.say(f"evaluations are played {when}: {self.playing.reason}")
         return Scoring(build_examiner, recipe, background=self.playing.background, say=self.say)
 
+    def make_experience(self, table: ReplayTable, stop: StopRequest) -> Experience | None:
+        """Every seed's own environment; None offline."""
+        plan, task = self.interaction, self.problem.task
+        if plan is None:
+            return None
+        assert task.env is not None
+        dataset = self.problem.dataset
+        players = [
+            Player(
+                task.env,
+                seed=seed,
+                horizon=task.horizon,
+                env_kwargs=task.env_kwargs,
+                action_low=dataset.action_low,
+                action_high=dataset.action_high,
+                device=self.device,
+            )
+            for seed in self.seeds
+        ]
+        return Experience(
+            players=players,
+            learner=self.learner,
+            actions=self.explore,
+            model=self.model if compose.asks_model(self.cfg, self.problem) else None,
+            table=table,
+            imagination=self.imagination,
+            lanes=self.cfg.rollout.lanes,
+            retain=self.cfg.rollout.retain,
+            plan=plan,
+            logger=self.logger,
+            should_stop=lambda: stop.requested,
+        )
+
+    def start_from(self) -> None:
+        """Begin with the policy, the critics and the fitted model of another run; a resumed run has its own.
+
+        Raises:
+            ConfigError: it is no finished run, or its networks or seeds are others.
+        """
+        asked = self.cfg.loop.start if self.interaction is not None else None
+        if asked is None:
+            return
+        path = Path(asked)
+        try:
+            learner, saved = saved_policy(path)
+            if list(saved["seeds"]) != self.seeds:
+                raise ValueError(f"its seeds are {saved['seeds']}, this run's {self.seeds}")
+            self.learner.load_state_dict(learner.state_dict())
+            found = load_latest(path / "dynamics" / "model")
+            if found is not None and isinstance(self.model, GaussianEnsemble):
+                self.model.load_state_dict(found[1])
+        except (OSError, ValueError, KeyError, CheckpointError) as error:
+            raise ConfigError(f"loop.start={asked}: {error}") from error
+        self.say(f"begins with the policy of {path}" + ("" if found is None else ", and with its dynamics model"))
+
     def save(self, step: int, state: StateDict) -> None:
         """A checkpoint, with the evaluation that is under way."""
         save(self.run, self.logger, step, state, None if self.scoring is None else self.scoring.state_dict())
 
-    def evaluate(self, training: OfflineTraining, step: int) -> dict[str, float]:
+    def evaluate(self, training: Training, step: int) -> dict[str, float]:
         """Score the policy in the environment, or ask the model, and log it; the newest numbers that are known."""
         learner = training.learner
         if self.scoring is None:
@@ -575,7 +658,7 @@ class Run:
 
     def watch_values(self, step: int, row: Mapping[str, float]) -> None:
         """Say once in a run's life that values run away, and note it in `meta.json`."""
-        if "runaway" in self.run.meta:
+        if self.value_bound is None or "runaway" in self.run.meta:
             return
         found = runaways(row, self.seeds, step, self.value_bound)
         if found:
@@ -616,7 +699,7 @@ class Run:
         pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
         return self.problem.dataset.transitions.obs[first[pick]].to(self.device)
 
-    def save_policy(self, training: OfflineTraining) -> None:
+    def save_policy(self, training: Training) -> None:
         """`policy.pt`: what `mbrl eval` needs."""
         data, dataset = self.problem.dataset.transitions, self.problem.dataset
         state = {

@@ -1,4 +1,7 @@
-"""The offline loop: imagine every so often, update on real and imagined rows, report, evaluate, save."""
+"""The loop: imagine every so often, update on real and imagined rows, report, evaluate, save.
+
+Offline all real rows are there from the beginning. Online an `Experience` adds some, each before its updates.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mbrl.data.ring import ReplayTable
 from mbrl.edge.detector import EdgeWatch
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.imagine import Imagination
-from mbrl.types import Learner, Logger, Metrics, StateDict
+from mbrl.types import Learner, Logger, Metrics, StateDict, Stateful
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,23 @@ def without_prefix(scores: Mapping[str, float]) -> dict[str, float]:
     return {name.split("/")[-1]: value for name, value in scores.items()}
 
 
+class Experience(Stateful, Protocol):
+    """Real steps that are made while training goes on; see `mbrl.online`."""
+
+    steps: int  # real ones that every seed has made
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates between two real steps; one call of several updates must divide it."""
+        ...
+
+    def advance(self, update: int) -> bool:
+        """Make what comes before update `update`, if it is not done yet; False: asked to stop before it was done."""
+        ...
+
+
 @dataclass
-class OfflineTraining:
+class Training:
     """One run: `run()` goes from the present step to the end, or until asked to stop.
 
     Attributes:
@@ -122,6 +140,7 @@ class OfflineTraining:
         progress: told about every log interval.
         choice: how updates run, see `mbrl.capture.choose`.
         report: given every row of metrics, and the update it is of.
+        experience: real steps on the way; None where all real rows are the dataset's.
         step: updates done.
     """
 
@@ -136,6 +155,7 @@ class OfflineTraining:
     progress: Progress | None = None
     choice: Choice = EAGER
     report: Callable[[int, Mapping[str, float]], None] = lambda step, row: None
+    experience: Experience | None = None
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -161,6 +181,9 @@ class OfflineTraining:
         reported = self.step
 
         while self.step < end:
+            if not self._live():
+                self.save(self.step, self.state_dict())
+                return False
             if self.step % plan.rollout_every == 0 and plan.real_rows < plan.batch_size:
                 self.imagine()
             if self.step % choice.steps:  # a resumed run that had other settings: back to a whole call
@@ -176,6 +199,8 @@ class OfflineTraining:
                 if finished or self.step % plan.evaluate_every == 0:
                     self._require_finite()
                     scores = self.evaluate(self.step)
+                if self.experience is not None:
+                    self.logger.log_event(self.step, {"online/steps": float(self.experience.steps)})
                 self._report(self.logger.flush(self.step), self.step - reported, scores)
                 reported = self.step
             if finished or self.should_stop() or time.monotonic() - last_save > plan.checkpoint_seconds:
@@ -185,6 +210,13 @@ class OfflineTraining:
                 if not finished and self.should_stop():
                     return False
         return True
+
+    def _live(self) -> bool:
+        """Let everything happen that comes before the present update; False if asked to stop before it was done."""
+        experience = self.experience
+        if experience is None or self.step % experience.updates_per_step:
+            return True
+        return experience.advance(self.step)
 
     def updates(self, uniform: Tensor, noise: Tensor) -> Metrics:
         """The captured unit: as many updates as uniform (S, count, B) and noise (S, count, n) have numbers for.
@@ -235,11 +267,18 @@ class OfflineTraining:
         )
 
     def state_dict(self) -> StateDict:
-        """Learner, imagined rows, step."""
-        return {"learner": self.learner.state_dict(), "table": self.table.state_dict(), "step": self.step}
+        """Learner, own and imagined rows, step, and where experience stands."""
+        state: StateDict = {
+            "learner": self.learner.state_dict(),
+            "table": self.table.state_dict(),
+            "step": self.step,
+        }
+        return state if self.experience is None else state | {"experience": self.experience.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place."""
         self.learner.load_state_dict(state["learner"])
         self.table.load_state_dict(state["table"])
         self.step = int(state["step"])
+        if self.experience is not None:
+            self.experience.load_state_dict(state["experience"])

@@ -146,9 +146,9 @@ class RunModel(DynamicsModel, Protocol):
 
 
 class ActionSource(Protocol):
-    """Where imagined actions come from."""
+    """Where actions come from, in the model and, online, in the environment."""
 
-    def noise_size(self, action_dim: int) -> int:
+    def noise_size(self, obs_dim: int, action_dim: int) -> int:
         """Standard normal numbers needed per lane and step."""
         ...
 

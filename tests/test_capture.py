@@ -12,14 +12,14 @@ from mbrl.data.ring import ReplayTable
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.learn.sac import SAC
 from mbrl.optim import Adam
-from mbrl.train import Draws, OfflineTraining, Schedule
+from mbrl.train import Draws, Schedule, Training
 from mbrl.types import Transition
 
 SEEDS = [0, 3]
 CPU = torch.device("cpu")
 
 
-def training(device: str = "cpu") -> OfflineTraining:
+def training(device: str = "cpu") -> Training:
     g = torch.Generator().manual_seed(0)
     rows = 300
     data = Transition(
@@ -34,10 +34,10 @@ def training(device: str = "cpu") -> OfflineTraining:
     learner = SAC(3, 2, SEEDS, hidden=(16,), device=device)
     plan = Schedule(400, batch_size=16, real_ratio=0.5, rollout_every=4, log_every=4, evaluate_every=4)
     unused: Any = None
-    return OfflineTraining(learner, table, unused, plan, unused, unused, unused)
+    return Training(learner, table, unused, plan, unused, unused, unused)
 
 
-def run_updates(run: OfflineTraining, mode: Any, count: int, updates: int = 100) -> list[torch.Tensor]:
+def run_updates(run: Training, mode: Any, count: int, updates: int = 100) -> list[torch.Tensor]:
     step = capture(run.updates, mode)
     device = run.table.rows.device
     draws = Draws(SEEDS, 16, run.learner.noise_size(16), device)

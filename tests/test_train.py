@@ -26,7 +26,7 @@ from mbrl.rollout.filters import Clip, FilterChain, Penalise
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
-from mbrl.train import Draws, OfflineTraining, Schedule, TrainingDiverged
+from mbrl.train import Draws, Schedule, Training, TrainingDiverged
 from mbrl.types import Backup, Batch, Metrics, StateDict, Transition
 
 PLAN = Schedule(
@@ -75,7 +75,7 @@ class Run:
             FilterChain(clip=Clip(DATA), penalise=Penalise(max_aleatoric, 0.5)), 2, 20,
         )  # fmt: skip
         self.logger = RunLogger(folder, seeds=seeds, total_updates=plan.updates, console=Console(quiet=True))
-        self.training = OfflineTraining(
+        self.training = Training(
             learner=self.learner, table=ReplayTable(data, 3 * plan.rollout_lanes, len(seeds)), imagination=parts,
             schedule=plan, logger=self.logger, evaluate=self.evaluate, save=self.save,
             should_stop=lambda: stop_at is not None and self.training.step >= stop_at,

@@ -95,6 +95,7 @@ class Player:
                 f"env={env}: actions are {space}; expected finite bounds. Wrap it in gymnasium.wrappers.RescaleAction "
                 "and give the factory as env=package.module:factory"
             )
+        self._episode, self._step = ("", 0), 0  # for messages
 
     @property
     def action_dim(self) -> int:
@@ -133,10 +134,8 @@ class Player:
             EvaluationError: an observation, action or reward is not finite.
         """
         source = generator(self.seed, "collect", purpose, number)
-        seed = self.reset_seed(purpose, number)
         noise = torch.randn((self.horizon, 1, 1, self.action_dim), generator=source).to(self.device)
-        first, _ = self.env.reset(seed=seed)
-        observations = [np.array(first, np.float32)]
+        observations = [self.begin(purpose, number)]
         actions: list[npt.NDArray[np.float32]] = []
         rewards: list[np.float32] = []
         obs = self._tensor(observations[0])
@@ -144,24 +143,47 @@ class Player:
         while not (terminated or truncated):
             action = policy(obs, noise[len(rewards)])
             actions.append(self.to_environment(action[0, 0]))
-            applied = actions[-1].astype(self.env.action_space.dtype)
-            following, reward, terminated, truncated, _ = self.env.step(applied)
-            observations.append(np.array(following, np.float32))
-            rewards.append(np.float32(reward))
-            if not (
-                np.isfinite(observations[-1]).all() and np.isfinite(rewards[-1]) and np.isfinite(actions[-1]).all()
-            ):
-                raise EvaluationError(
-                    f"env={self.name}, {purpose} episode {number} (reset seed {seed}), step {len(rewards) - 1}: the "
-                    "observation, action or reward is not finite"
-                )
-            next_obs = self._tensor(observations[-1])
+            following, reward, terminated, truncated = self.advance(actions[-1])
+            observations.append(following)
+            rewards.append(reward)
+            next_obs = self._tensor(following)
             if on_step is not None:
-                ended = torch.tensor([[bool(terminated)]], device=self.device)
-                step_reward = torch.tensor([[float(rewards[-1])]], device=self.device)
+                ended = torch.tensor([[terminated]], device=self.device)
+                step_reward = torch.tensor([[float(reward)]], device=self.device)
                 on_step(Transition(obs, action, step_reward, next_obs, ended, torch.ones_like(ended)))
             obs = next_obs
-        return Episode(np.stack(observations), np.stack(actions), np.array(rewards), bool(terminated), seed)
+        seed = self.reset_seed(purpose, number)
+        return Episode(np.stack(observations), np.stack(actions), np.array(rewards), terminated, seed)
+
+    def begin(self, purpose: str, number: int) -> npt.NDArray[np.float32]:
+        """Reset to the start of an episode: its first observation (O,)."""
+        self._episode, self._step = (purpose, number), 0
+        first, _ = self.env.reset(seed=self.reset_seed(purpose, number))
+        return np.array(first, np.float32)
+
+    def advance(self, action: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], np.float32, bool, bool]:
+        """One step of the episode that was begun.
+
+        Args:
+            action: (A,) in environment units.
+
+        Returns:
+            The next observation (O,), the reward, whether the task has ended, and whether the time is up.
+
+        Raises:
+            EvaluationError: an observation, action or reward is not finite.
+        """
+        applied = action.astype(self.env.action_space.dtype)
+        following, value, terminated, truncated, _ = self.env.step(applied)
+        obs, reward = np.array(following, np.float32), np.float32(value)
+        if not (np.isfinite(obs).all() and np.isfinite(reward) and np.isfinite(action).all()):
+            purpose, number = self._episode
+            raise EvaluationError(
+                f"env={self.name}, {purpose} episode {number} (reset seed {self.reset_seed(purpose, number)}), step "
+                f"{self._step}: the observation, action or reward is not finite"
+            )
+        self._step += 1
+        return obs, reward, bool(terminated), bool(truncated)
 
     def roll_out(
         self,

@@ -75,6 +75,31 @@ class Dataset:
     dropped_rows: int = 0  # rows of the source that have no next observation of their own episode
 
 
+def no_dataset(name: str, obs_dim: int, action_low: FloatArray, action_high: FloatArray) -> Dataset:
+    """No rows at all: what an online run begins with. `name` is the environment's."""
+    none = torch.zeros(0, dtype=torch.bool)
+    return Dataset(
+        name=name,
+        transitions=Transition(
+            torch.zeros(0, obs_dim),
+            torch.zeros(0, len(action_low)),
+            torch.zeros(0),
+            torch.zeros(0, obs_dim),
+            none,
+            none,
+        ),
+        episode_end=none,
+        timeout=none,
+        episode_returns=np.zeros(0),
+        action_low=action_low,
+        action_high=action_high,
+        hash="none",
+        env_id=name,
+        reference=None,
+        warnings=(),
+    )
+
+
 @dataclass
 class _Source:
     """What a reader found: raw arrays by field of `validate.FIELDS`, and what the source says about itself."""

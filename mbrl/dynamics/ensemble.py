@@ -262,27 +262,34 @@ class GaussianEnsemble:
         on_progress: Callable[[FitReport], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         resume: Mapping[str, Any] | None = None,
+        part: int = 0,
     ) -> None:
         """Minimise `loss` on per-member bootstraps, early stopping per member, elites at the end.
 
+        It begins with the weights that are there: those of an earlier fit, or the initial ones.
+
         Args:
-            data: rows (N, .), shared by all seeds; each seed holds out its own rows.
+            data: rows (N, .), shared by all seeds, or each seed's own (S, N, .); each seed holds out its own rows.
             on_progress: called after every epoch; whatever it raises ends the fit.
             should_stop: asked before every batch.
             resume: a `FitReport.state()` of an interrupted fit with the same data and settings; the result is bitwise
-                that of an uninterrupted one, because row orders are functions of (seed, epoch) alone.
+                that of an uninterrupted one, because row orders are functions of (seed, part, epoch) alone.
+            part: number of the fit, where a model is fitted over and over to data that grow: it names the random
+                numbers.
 
         Raises:
             ValueError: fewer than 10 rows.
             FloatingPointError: the loss is not finite any more.
             FitStopped: `should_stop` said so; what was done since the last epoch is lost.
         """
-        rows = data.obs.shape[0]
+        rows = data.obs.shape[-2]
         if rows < 10:
             raise ValueError(f"a dynamics model needs at least 10 transitions, the dataset has {rows}")
-        split = self.split(rows)
+        split = self.split(rows, part)
         table = torch.cat([data.obs, data.action, data.next_obs - data.obs, data.reward.unsqueeze(-1)], -1)
-        table = table.to(self.device)
+        if table.dim() == 3:
+            split = split.stacked(rows)
+        table = table.flatten(0, -2).to(self.device)
         self._set_scalers(table, split.train)
         held_out = table[split.holdout].unsqueeze(1)  # (S, 1, H, W)
 
@@ -317,7 +324,7 @@ class GaussianEnsemble:
             copy_tensors([best, stale, active], [resume["best"], resume["stale"], resume["active"]])
 
         while bool(active.any()) and (epochs is None or epoch < epochs):
-            train_loss = self._epoch(step, split.bootstrap, epoch, should_stop)
+            train_loss = self._epoch(step, split.bootstrap, epoch, should_stop, part)
             epoch += 1
             holdout = self._holdout_error(held_out)
             if not bool((torch.isfinite(train_loss) | ~active).all()):
@@ -344,15 +351,16 @@ class GaussianEnsemble:
         self.elites = best.argsort(dim=-1, stable=True)[:, : self.elite_count]
         self._settle()
 
-    def split(self, rows: int) -> Split:
-        """Each seed's own holdout rows and each member's own bootstrap of the others: functions of the seed alone."""
+    def split(self, rows: int, part: int = 0) -> Split:
+        """Each seed's own holdout rows and each member's own bootstrap of the others: functions of (seed, part)."""
         held = self._held_out(rows)
+        again = (part,) if part else ()
         train, holdout, bootstrap = [], [], []
         for seed in self.seeds:
-            order = torch.randperm(rows, generator=generator(seed, "dynamics", "holdout"))
+            order = torch.randperm(rows, generator=generator(seed, "dynamics", "holdout", *again))
             holdout.append(order[:held])
             train.append(order[held:])
-            source = generator(seed, "dynamics", "bootstrap")
+            source = generator(seed, "dynamics", "bootstrap", *again)
             pick = torch.randint(rows - held, (self.members, rows - held), generator=source)
             bootstrap.append(order[held:][pick].to(torch.int32))
         return Split(torch.stack(train).to(self.device), torch.stack(holdout).to(self.device), torch.stack(bootstrap))
@@ -394,7 +402,12 @@ class GaussianEnsemble:
         return inputs, (targets - self.target_mean) / self.target_std if self.standardise_targets else targets
 
     def _epoch(
-        self, step: Callable[..., Metrics], bootstrap: Tensor, epoch: int, should_stop: Callable[[], bool]
+        self,
+        step: Callable[..., Metrics],
+        bootstrap: Tensor,
+        epoch: int,
+        should_stop: Callable[[], bool],
+        part: int,
     ) -> Tensor:
         """One pass over every member's bootstrap in its own order; returns the mean loss (S,)."""
         size = bootstrap.shape[-1]
@@ -404,7 +417,7 @@ class GaussianEnsemble:
         steps = whole if self.max_steps is None else min(whole, self.max_steps - begin)
         order = torch.empty_like(bootstrap)
         for s, seed in enumerate(self.seeds):
-            source = generator(seed, "dynamics", "order", epoch)
+            source = generator(seed, "dynamics", "order", *((part,) if part else ()), epoch)
             for e in range(self.members):
                 order[s, e] = bootstrap[s, e, torch.randperm(size, generator=source)]
         order = order.to(self.device)
@@ -536,3 +549,13 @@ class Split:
     train: Tensor  # (S, T) row indices
     holdout: Tensor  # (S, H) row indices
     bootstrap: Tensor  # (S, E, T) int32 row indices, drawn with replacement from `train`, on the CPU
+
+    def stacked(self, rows: int) -> Split:
+        """The same rows of a table in which every seed's own `rows` stand one seed after the other."""
+        first = rows * torch.arange(len(self.train)).unsqueeze(-1)
+        device = self.train.device
+        return Split(
+            self.train + first.to(device),
+            self.holdout + first.to(device),
+            self.bootstrap + first.unsqueeze(-1).to(torch.int32),
+        )

@@ -10,7 +10,7 @@ from mbrl.types import DynamicsModel, StochasticPolicy
 class PolicyActions:
     """Samples of the current policy: Dyna as in MBPO, MOPO, MOBILE and RAVL."""
 
-    def noise_size(self, action_dim: int) -> int:
+    def noise_size(self, obs_dim: int, action_dim: int) -> int:
         """One number per action dimension."""
         return action_dim
 

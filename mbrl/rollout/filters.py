@@ -24,11 +24,15 @@ class Clip:
     Velocities that a model makes up are unbounded otherwise. A row that is not even finite is dropped.
 
     Args:
-        data: the dataset, rows (N, .).
+        data: the dataset, rows (N, .); without rows there is no range.
         margin: 0 is the range itself; infinity leaves everything but non-finite rows alone (the published MOPO).
     """
 
     def __init__(self, data: Transition, margin: float = 0.5) -> None:
+        if not len(data.obs):  # no range: only what is not finite is dropped
+            self.low = data.obs.new_full(data.obs.shape[-1:], -math.inf)
+            self.high = -self.low
+            return
         low = torch.minimum(data.obs.amin(0), data.next_obs.amin(0))
         high = torch.maximum(data.obs.amax(0), data.next_obs.amax(0))
         # Not margin * 0 in a constant dimension, which is NaN for an infinite margin.

@@ -49,7 +49,7 @@ class Imagination:
     ) -> Imagined:
         """One step of every lane: obs (S, N, O), alive (S, N) bool. Dead lanes compute too and are masked."""
         lanes, outputs = obs.shape[-2], obs.shape[-1] + 1
-        action_size = self.actions.noise_size(self.model.action_dim)
+        action_size = self.actions.noise_size(obs.shape[-1], self.model.action_dim)
         noise = randn((lanes, action_size + self.select.noise_size(outputs)), generators)
         uniform = rand((lanes,), generators)
         action = self.actions(obs, policy, self.model, noise[..., :action_size])

@@ -41,7 +41,7 @@ from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import FilterChain
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
-from mbrl.train import OfflineTraining, Schedule
+from mbrl.train import Schedule, Training
 from mbrl.types import Metrics
 
 EPOCH, LANES, RETAIN, PROBES = 200, 500, 5, 1000
@@ -174,7 +174,7 @@ def run(name: str, seeds: int, updates: int) -> dict[str, Any]:
     began = time.monotonic()
     # Compiling costs 40 seconds of a core, and halves the 30 ms that an update of five times ten critics takes.
     pays = special.get("critics", 2) >= 10 and updates >= 5000 and has_compiler()
-    training = OfflineTraining(
+    training = Training(
         learner=learner,
         table=ReplayTable(starts(10_000), LANES * world.LENGTH * RETAIN, seeds),
         imagination=Imagination(World(seeds), PolicyActions(), RandomElite(), FilterChain(), world.LENGTH, LANES),
