@@ -20,7 +20,7 @@ _COLUMNS = 3
 
 
 def learning_curve(run_dir: Path) -> Path:
-    """Return against updates -> `learning_curve.png`.
+    """Return against updates, or of an online run against real steps -> `learning_curve.png`.
 
     Thin lines are seeds (means over episodes), the thick line is their mean, the band their range; for a single seed
     the band is the range over its episodes. Dashed: mean and best return of the dataset's episodes. The right axis has
@@ -39,6 +39,9 @@ def learning_curve(run_dir: Path) -> Path:
 
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
+    online = run.meta.get("online")
+    if online is not None:
+        updates = online["warm_up"] + updates / online["updates_per_step"]
     _curve(axes, updates, by_seed, returns[:, 0] if len(run.seeds) == 1 else by_seed, run.seeds)
     for key, text, style in (
         ("behaviour_return_max", "dataset, best episode", (0, (1, 1.5))),
@@ -46,7 +49,7 @@ def learning_curve(run_dir: Path) -> Path:
     ):
         if known.get(key) is not None:
             axes.axhline(known[key], color=_ORANGE, linestyle=style, linewidth=1.3, label=text)
-    axes.set_xlabel("updates")
+    axes.set_xlabel("updates" if online is None else "real steps")
     axes.set_ylabel("return")
     if (scale := _score_scale(returns, run.scores)) is not None:
         slope, offset = scale

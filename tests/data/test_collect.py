@@ -397,7 +397,7 @@ def test_replay_table_without_dataset_holds_and_samples_steps() -> None:
     assert table.imagined(0).reward.tolist() == [5, 6, 2, 3, 4]
     uniform = (torch.arange(5, dtype=torch.float64) / 5).expand(1, 5)
     assert table.sample(uniform, real=0).transition.reward[0].tolist() == [5, 6, 2, 3, 4]
-    with pytest.raises(ValueError, match="without one"):
+    with pytest.raises(ValueError, match="the table has none"):
         table.sample(uniform, real=1)
 
 
