@@ -3,9 +3,9 @@
     python online_table.py FIGURE_FOLDER RUN_DIR ...
 
 For every run: the final return (mean of the last evaluations) with a 95 % t-interval over seeds; the return after as
-many real steps as the shortest run made; and the real steps after which a seed's evaluation first reached a level, for three
-levels: one half, eight and nine and a half tenths of the way from the worst evaluation of all runs to the best mean.
-A seed that never did counts as "more than the run's steps" and makes the mean a lower bound.
+many real steps as the shortest run made; and the real steps after which a seed's evaluation first reached a level, for
+three levels: 50, 80 and 95 % of the way from the worst evaluation of all runs to the best mean. A seed that never did
+counts with the run's length, which makes the mean a lower bound.
 """
 
 from __future__ import annotations
