@@ -1,4 +1,4 @@
-"""What action sequences are worth under a model: the sum of its rewards until the task ends, averaged over particles."""
+"""What action sequences are worth under a model: its rewards until the task ends, averaged over particles."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def colouring(horizon: int, colour: float) -> Tensor:
     scale = frequency.clamp(min=1.0 / horizon) ** (-colour / 2.0)
     scale = scale / scale.square().mean().sqrt()
     white = torch.eye(horizon, dtype=torch.float64)
-    return torch.fft.ifft(scale.unsqueeze(-1) * torch.fft.fft(white, dim=0), dim=0).real.float()
+    matrix: Tensor = torch.fft.ifft(scale.unsqueeze(-1) * torch.fft.fft(white, dim=0), dim=0)
+    return matrix.real.float()
 
 
 def low_pass(horizon: int, fresh_share: float) -> Tensor:
