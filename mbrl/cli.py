@@ -352,7 +352,7 @@ def eval_verb(words: list[str]) -> int:
         "nothing in the run is changed.",
     )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--episodes", type=_count, help="episodes per seed (default 20; with --planner 5)")
+    parser.add_argument("--episodes", type=_count, help="episodes per seed (default 20; with --planner 3)")
     parser.add_argument("--env", help="another environment than the run's")
     parser.add_argument(
         "--evaluation",

@@ -35,7 +35,7 @@ SIZES = {"cem": (128, 3), "icem": (128, 3), "mppi": (384, 1)}
 HORIZON, HORIZON_WITH_VALUE = 30, 15
 """Steps planned ahead: a value at the end stands for those that are left out."""
 
-EPISODES = 5
+EPISODES = 3
 
 NEEDS_PLANNER = (
     "plan_horizon", "population", "iterations", "particles", "propagation", "bootstrap", "penalty", "discount", "device"

@@ -198,8 +198,11 @@ def test_nothing_of_an_episode_reaches_the_next(planner: Any) -> None:
     _, plan = search(planner, bowl(0.9), steps=3)
     source = lambda: [generator(9)]  # noqa: E731
     both = torch.tensor([[True, False]])
-    mixed, after = planner(bowl(-0.2), plan, both, source())
-    fresh, new = planner(bowl(-0.2), planner.begin(1, 2, 2), torch.ones_like(both), source())
+    one, other = Watched(bowl(-0.2)), Watched(bowl(-0.2))
+    mixed, after = planner(one, plan, both, source())
+    fresh, new = planner(other, planner.begin(1, 2, 2), torch.ones_like(both), source())
+    for asked, expected in zip(one.asked, other.asked, strict=True):
+        torch.testing.assert_close(asked[:, 0], expected[:, 0])
     torch.testing.assert_close(mixed[:, 0], fresh[:, 0])
     torch.testing.assert_close(after.solution[:, 0], new.solution[:, 0])
     torch.testing.assert_close(after.kept[:, 0], new.kept[:, 0])
