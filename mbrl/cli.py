@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
-import numpy as np
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,8 +27,8 @@ from mbrl.checkpoint import CheckpointError, latest_step
 from mbrl.compose import ConfigError
 from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
-from mbrl.evaluate import EvaluationError, Evaluator, env_spec
-from mbrl.run import INTERRUPTED, Run, normalise, prepare, saved_config, saved_policy
+from mbrl.evaluate import EvaluationError
+from mbrl.run import INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
 from mbrl.rundir import RunDirectory, read_json
 from mbrl.train import TrainingDiverged
 
@@ -58,7 +57,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl fit     [key=value ...]    only the dynamics model, into the store
   mbrl collect [key=value ...]    make a dataset: train a behaviour policy online, or roll one out
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
-  mbrl eval    RUN_DIR            score a trained policy again
+  mbrl eval    RUN_DIR            score a trained policy again, or a planner on the run's model
   mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, edge of reach, Q against returns
 
 `mbrl VERB --help` says more. Version {version}.
@@ -345,11 +344,15 @@ def inspect_verb(words: list[str]) -> int:
 
 def eval_verb(words: list[str]) -> int:
     """`mbrl eval RUN_DIR`."""
+    from mbrl.cli_plan import add_plan_arguments, plan_eval, refuse_without_planner
+
     parser = argparse.ArgumentParser(
-        "mbrl eval", description="Score a trained policy again; nothing in the run is changed."
+        "mbrl eval",
+        description="Score a trained policy again, or with --planner what planning with the run's model makes of it; "
+        "nothing in the run is changed.",
     )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--episodes", type=_count, default=20, help="episodes per seed (default 20)")
+    parser.add_argument("--episodes", type=_count, help="episodes per seed (default 20; with --planner 3)")
     parser.add_argument("--env", help="another environment than the run's")
     parser.add_argument(
         "--evaluation",
@@ -358,32 +361,18 @@ def eval_verb(words: list[str]) -> int:
         help="chooses the episodes' reset seeds (default 0)",
     )
     parser.add_argument("--video", type=Path, metavar="FILE", help="film one episode of the first seed (.mp4 or .gif)")
+    add_plan_arguments(parser)
     parsed = parser.parse_args(words)
+    if parsed.planner is not None:
+        return plan_eval(parsed)
+    refuse_without_planner(parser, parsed)
+    parsed.episodes = parsed.episodes or 20
     path: Path = parsed.run_dir
     meta = read_json(path / "meta.json")
     learner, saved = saved_policy(path)
     task = compose.find_run_task(saved_config(path), meta)
-    env = parsed.env or task.env
-    if env is None:
-        raise ConfigError(f"{path} was trained without an environment; give one by --env")
-    same = env == task.env
-    horizon, env_kwargs = (task.horizon, task.env_kwargs) if same else (saved_config(path).horizon, None)
-    spec = env_spec(env, env_kwargs, horizon)
-    have, want = (saved["obs_dim"], saved["action_dim"]), (spec.observation_dim, len(spec.action_low))
-    if have != want:
-        raise ConfigError(
-            f"the policy of {path} takes observations of {have[0]} and makes actions of {have[1]} dimensions, but "
-            f"{env} has {want[0]} and {want[1]}; give the environment it was trained for"
-        )
-    evaluator = Evaluator(
-        env,
-        episodes=parsed.episodes,
-        seeds=saved["seeds"],
-        horizon=horizon,
-        env_kwargs=env_kwargs,
-        action_low=np.asarray(saved["action_low"], np.float32),
-        action_high=np.asarray(saved["action_high"], np.float32),
-    )
+    evaluator = open_evaluator(path, task, saved, parsed.env, episodes=parsed.episodes)
+    env, same = evaluator.env, evaluator.env == task.env
     if parsed.video:
         evaluator.check_video(parsed.video)
     done = evaluator(learner.act, parsed.evaluation)

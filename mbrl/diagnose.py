@@ -44,7 +44,15 @@ from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite, ScoredCandidates, draw_candidates
 from mbrl.rollout.uncertainty import max_aleatoric, mixture_spread
-from mbrl.run import calibrate, saved_config, saved_policy, show_score_fit, value_bound
+from mbrl.run import (
+    calibrate,
+    newest_policy,
+    saved_config,
+    saved_model,
+    saved_problem,
+    show_score_fit,
+    value_bound,
+)
 from mbrl.rundir import StopRequest, read_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean, LogLikelihood
@@ -240,23 +248,15 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
     meta, cfg = read_json(path / "meta.json"), saved_config(path)
     cfg.device = device
     compose.register_resolvers()
-    problem = compose.load_problem(cfg)
-    if problem.dataset.hash != meta["dataset_hash"]:
-        raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
+    problem = saved_problem(path, cfg, meta)
     where = compose.choose_device(device)
-    model = compose.build_model(cfg, problem, meta["seeds"], where)
+    model = saved_model(path, cfg, problem, meta["seeds"], where)
     learner = newest_policy(path, cfg, model)
     if not isinstance(model, GaussianEnsemble):
         if further:
             raise ConfigError(f"--score: {path} has the true simulator as its model, and scores judge a fitted one")
         imagination = compose.build_imagination(cfg, problem, model)
         return Case(path, problem, model, imagination, {}, learner, open_oracle(problem), console)
-    if not compose.asks_model(cfg, problem):
-        raise FileNotFoundError(f"{path} is a run without imagination: it has no dynamics model to diagnose")
-    found = load_latest(path / "dynamics" / "model", map_location=where)
-    if found is None:
-        raise FileNotFoundError(f"{path} has no fitted dynamics model yet; wait for it, or finish it by `mbrl fit`")
-    model.load_state_dict(found[1])
     data = problem.dataset.transitions
     closest = ClosestToMean(data.obs.shape[-1], data.action.shape[-1], model.seeds, device=where)
     closest.fit(data, model)
@@ -299,23 +299,6 @@ def fit_score(
                 should_stop=lambda: stop.requested,
             )
     return score
-
-
-def newest_policy(path: Path, cfg: DictConfig, model: RunModel) -> SAC | None:
-    """That of `policy.pt` or of the last checkpoint, whichever has more updates; None if there is neither."""
-    learner, updates = None, -1
-    if (path / "policy.pt").exists():
-        learner, saved = saved_policy(path)
-        updates = saved["updates"]
-    found = load_latest(path / "checkpoints", map_location="cpu") if (path / "checkpoints").exists() else None
-    if found is not None and found[0] > updates:
-        learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, torch.device("cpu"))
-        learner.load_state_dict(found[1]["training"]["learner"])
-    if learner is not None and model.device.type != "cpu":  # where the model's states are
-        read = learner.state_dict()
-        learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, model.device)
-        learner.load_state_dict(read)
-    return learner
 
 
 def open_oracle(problem: Problem) -> Oracle | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -22,12 +23,13 @@ from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_che
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.collect import Player
 from mbrl.data.ring import ReplayTable
+from mbrl.data.tasks import Task
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.edge.detector import ValueBound, runaway_warning, runaways
-from mbrl.evaluate import Evaluator
+from mbrl.evaluate import Evaluator, env_spec
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
@@ -84,6 +86,99 @@ def saved_policy(path: Path) -> tuple[SAC, dict[str, Any]]:
     learner = compose.build_learner(cfg, saved["obs_dim"], saved["action_dim"], saved["seeds"], torch.device("cpu"))
     learner.load_state_dict(saved["learner"])
     return learner, saved
+
+
+def newest_policy(path: Path, cfg: DictConfig, model: RunModel) -> SAC | None:
+    """That of `policy.pt` or of the last checkpoint, whichever has more updates; None if there is neither."""
+    learner, updates = None, -1
+    if (path / "policy.pt").exists():
+        learner, saved = saved_policy(path)
+        updates = saved["updates"]
+    found = load_latest(path / "checkpoints", map_location="cpu") if (path / "checkpoints").exists() else None
+    if found is not None and found[0] > updates:
+        learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, torch.device("cpu"))
+        learner.load_state_dict(found[1]["training"]["learner"])
+    if learner is not None and model.device.type != "cpu":  # where the model's states are
+        read = learner.state_dict()
+        learner = compose.build_learner(cfg, model.obs_dim, model.action_dim, model.seeds, model.device)
+        learner.load_state_dict(read)
+    return learner
+
+
+def saved_problem(path: Path, cfg: DictConfig, meta: Mapping[str, Any]) -> Problem:
+    """Dataset and task of a run.
+
+    Raises:
+        ConfigError: the dataset is another one now.
+    """
+    compose.register_resolvers()
+    problem = compose.load_problem(cfg)
+    if problem.dataset.hash != meta["dataset_hash"]:
+        raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
+    return problem
+
+
+def saved_model(path: Path, cfg: DictConfig, problem: Problem, seeds: Sequence[int], device: torch.device) -> RunModel:
+    """The dynamics model of a run as it was fitted, or the true simulator where that is the run's model.
+
+    Raises:
+        FileNotFoundError: there is none, or none yet.
+    """
+    model = compose.build_model(cfg, problem, seeds, device)
+    if not isinstance(model, GaussianEnsemble):
+        return model
+    found = load_latest(path / "dynamics" / "model", map_location=device)
+    if found is None:
+        if not compose.asks_model(cfg, problem):
+            raise FileNotFoundError(f"{path} is a run without imagination: it has no dynamics model")
+        raise FileNotFoundError(f"{path} has no fitted dynamics model yet; wait for it, or finish it by `mbrl fit`")
+    model.load_state_dict(found[1])
+    return model
+
+
+def open_evaluator(
+    path: Path,
+    task: Task,
+    saved: Mapping[str, Any],
+    env: str | None,
+    *,
+    episodes: int,
+    device: torch.device | str = "cpu",
+) -> Evaluator:
+    """Whoever plays the policy of a run again.
+
+    Args:
+        path: the run directory.
+        task: of the run.
+        saved: `obs_dim`, `action_dim`, `seeds`, `action_low` and `action_high`, as in `policy.pt`.
+        env: another environment than the run's.
+        episodes: per seed.
+        device: where the policy wants its observations.
+
+    Raises:
+        ConfigError: there is no environment, or its spaces are not the policy's.
+    """
+    if env is None and task.env is None:
+        raise ConfigError(f"{path} was trained without an environment; give one by --env")
+    name = str(env or task.env)
+    horizon, kwargs = (task.horizon, task.env_kwargs) if name == task.env else (saved_config(path).horizon, None)
+    spec = env_spec(name, kwargs, horizon)
+    have, want = (saved["obs_dim"], saved["action_dim"]), (spec.observation_dim, len(spec.action_low))
+    if have != want:
+        raise ConfigError(
+            f"the policy of {path} takes observations of {have[0]} and makes actions of {have[1]} dimensions, but "
+            f"{name} has {want[0]} and {want[1]}; give the environment it was trained for"
+        )
+    return Evaluator(
+        name,
+        episodes=episodes,
+        seeds=saved["seeds"],
+        horizon=horizon,
+        env_kwargs=kwargs,
+        action_low=np.asarray(saved["action_low"], np.float32),
+        action_high=np.asarray(saved["action_high"], np.float32),
+        device=device,
+    )
 
 
 def prepare(cfg: DictConfig, problem: Problem, path: Path) -> DictConfig:

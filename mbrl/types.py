@@ -12,7 +12,7 @@ seed and hands it in, so that a seed's run does not depend on which other seeds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -34,6 +34,9 @@ QFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Termination: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """obs (*, N, O), action (*, N, A) in [-1, 1], next_obs (*, N, O) -> terminal (*, N) bool; nothing is normalised."""
+
+SequenceReturns: TypeAlias = Callable[[Tensor], Tensor]
+"""Action sequences (S, N, P, H, A) in [-1, 1], P for every lane -> what each is worth, (S, N, P)."""
 
 StateDict: TypeAlias = dict[str, Any]
 """Nested dicts and lists of tensors, numbers, strings and None: what `torch.load(weights_only=True)` can read."""
@@ -74,6 +77,14 @@ class Imagined(NamedTuple):
     keep: Tensor  # (*, N) bool: the row may enter the ring
     score: Tensor  # (*, N) the selector's trust, 0 if it has none
     prediction: Prediction
+
+
+class Plan(NamedTuple):
+    """All that a planner remembers of its lanes from one step to the next: the caller holds it, the planner nothing."""
+
+    solution: Tensor  # (S, N, H, A) where the next search begins: the last one's end, moved on by a step
+    kept: Tensor  # (S, N, k, H, A) good sequences to try again, moved on by a step
+    known: Tensor  # (S, N) bool: the lane has a past; `kept` means nothing where it has none
 
 
 class Batch(NamedTuple):
@@ -154,6 +165,32 @@ class ActionSource(Protocol):
 
     def __call__(self, obs: Tensor, policy: StochasticPolicy, model: DynamicsModel, noise: Tensor) -> Tensor:
         """obs (S, N, O), noise (S, N, noise_size) -> action (S, N, A)."""
+        ...
+
+
+class Planner(Protocol):
+    """A search over sequences of H actions for each of N lanes."""
+
+    horizon: int
+
+    def begin(self, seeds: int, lanes: int, action_dim: int, device: torch.device | str = "cpu") -> Plan:
+        """The plan of lanes that know nothing."""
+        ...
+
+    def __call__(
+        self, returns: SequenceReturns, plan: Plan, reset: Tensor, sources: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Plan]:
+        """Search.
+
+        Args:
+            returns: what sequences are worth; one whose worth is not finite is never chosen.
+            plan: of the step before; not written to.
+            reset: (S, N) bool, lanes whose episode begins now: what `plan` says of them is forgotten.
+            sources: one generator per seed.
+
+        Returns:
+            The sequence found (S, N, H, A), whose first action is meant to be taken, and the plan of the next step.
+        """
         ...
 
 

@@ -131,3 +131,34 @@ def kinked_data(rows: int, seed: int = 0) -> Transition:
     data = random_data(rows, seed=seed)
     push = torch.where(data.obs[:, :1] > 1.0, 2.0 * torch.sign(data.obs), torch.zeros_like(data.obs))
     return data._replace(next_obs=data.next_obs + push)
+
+
+@dataclass
+class DoubleIntegrator:
+    """The LQR problem of position p and velocity v: x' = x + 0.3 (v, a), reward -(p'^2 + 0.1 v'^2 + 0.2 a^2)."""
+
+    elites: Tensor
+    members: int = 1
+    action_dim: int = 1
+
+    A = torch.tensor([[1.0, 0.3], [0.0, 1.0]])
+    B = torch.tensor([[0.0], [0.3]])
+    Q = torch.diag(torch.tensor([1.0, 0.1]))
+    R = 0.2
+
+    def predict(self, obs: Tensor, action: Tensor) -> Prediction:
+        """obs (S, N, 2), action (S, N, 1) -> mean, std (S, 1, N, 3)."""
+        following = obs @ self.A.mT + action @ self.B.mT
+        reward = -((following @ self.Q) * following).sum(-1) - self.R * action[..., 0].square()
+        mean = torch.cat([following, reward.unsqueeze(-1)], -1).unsqueeze(-3)
+        return Prediction(mean, torch.zeros_like(mean))
+
+    def best_return(self, obs: Tensor, horizon: int) -> Tensor:
+        """obs (*, 2) -> (*): the Riccati recursion; the bounds of the actions must not matter."""
+        cost = torch.zeros(2, 2)
+        for _ in range(horizon):
+            after = self.Q + cost
+            gain = (self.B.mT @ after @ self.A) / (self.R + self.B.mT @ after @ self.B)
+            closed = self.A - self.B @ gain
+            cost = closed.mT @ after @ closed + self.R * gain.mT @ gain
+        return -((obs @ cost) * obs).sum(-1)

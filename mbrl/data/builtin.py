@@ -50,12 +50,13 @@ def builtin_file(name: str) -> Path:
     return path
 
 
-def pendulum_step(state: Floats, torque: Floats) -> tuple[Floats, Floats]:
+def pendulum_step(state: Floats, torque: Floats, gravity: float = 10.0) -> tuple[Floats, Floats]:
     """Gymnasium's `Pendulum-v1`, many at once.
 
     Args:
         state: (N, 2) angle (0 is upright, unbounded) and angular velocity.
         torque: (N,) in [-2, 2].
+        gravity: the environment's `g`.
 
     Returns:
         Next state (N, 2) and reward (N,).
@@ -63,7 +64,7 @@ def pendulum_step(state: Floats, torque: Floats) -> tuple[Floats, Floats]:
     angle, velocity = state.T
     wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
     reward = -(wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2)
-    velocity = np.clip(velocity + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05, -8.0, 8.0)
+    velocity = np.clip(velocity + (1.5 * gravity * np.sin(angle) + 3.0 * torque) * 0.05, -8.0, 8.0)
     return np.stack([angle + velocity * 0.05, velocity], 1), reward
 
 

@@ -33,6 +33,21 @@ class RandomElite:
         return drawn[..., :-1], drawn[..., -1], torch.zeros_like(uniform)
 
 
+class ElitesMean:
+    """The mean of the elites' means, without any noise."""
+
+    def noise_size(self, outputs: int) -> int:
+        """None."""
+        return 0
+
+    def __call__(
+        self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The trust score is 0 everywhere."""
+        believed = prediction.of(elites).mean.mean(-3)
+        return believed[..., :-1], believed[..., -1], torch.zeros_like(uniform)
+
+
 class ScoredCandidates:
     """Several candidates of every elite, of which a score decides (MOREC, Luo et al. 2024).
 

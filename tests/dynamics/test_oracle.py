@@ -69,9 +69,10 @@ def test_full_states_go_on_as_the_environment_does() -> None:
         states = done.states
 
 
-def test_pendulum() -> None:
-    env: Any = make_env("Pendulum-v1").unwrapped
-    oracle = Oracle("Pendulum-v1")
+@pytest.mark.parametrize("kwargs", [{}, {"g": 3.0}])
+def test_pendulum(kwargs: dict[str, float]) -> None:
+    env: Any = make_env("Pendulum-v1", kwargs).unwrapped
+    oracle = Oracle("Pendulum-v1", kwargs)
     obs, _ = env.reset(seed=1)
     for action in np.linspace(-1, 1, 40):
         following, reward, *_ = env.step(np.array([2 * action]))
