@@ -248,7 +248,7 @@ class Run:
             capacity=compose.ring_capacity(cfg),
             members=self.model.members,
             hidden=max(p.shape[-1] for p in self.model.params) if isinstance(self.model, GaussianEnsemble) else obs_dim,
-            lanes=min(self.imagination.chunk, cfg.rollout.lanes),
+            lanes=self.imagination.rows_at_once(cfg.rollout.lanes),
             seeds=len(self.seeds),
             device=self.device,
         )
