@@ -201,7 +201,7 @@ def test_a_filter_that_changes_a_shape_is_refused() -> None:
 
 def test_an_empty_chain_believes_everything() -> None:
     before = step(torch.randn(2, 5, 3))
-    for then, now in zip(before[:-1], FilterChain()(before, 0)[:-1], strict=True):
+    for then, now in zip(tensors(before), tensors(FilterChain()(before, 0)), strict=True):
         assert torch.equal(then, now)
 
 
