@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -216,6 +217,8 @@ COUNTS = {
     "score.snapshot_every": 1, "score.history": 1, "score.interval": 1,
     "loop.steps": 1, "loop.warm_up": 0, "loop.updates_per_step": 1, "loop.fit_every": 1, "loop.evaluate_every": 1,
     "loop.log_every": 1, "rollout.select.resample": 1, "rollout.truncate.minimum_length": 0,
+    "rollout.actions.candidates": 1, "rollout.actions.horizon": 1,
+    "loop.explore.candidates": 1, "loop.explore.horizon": 1,
 }  # fmt: skip
 """Keys that count something, and the least they may be."""
 
@@ -233,6 +236,10 @@ RANGES = {
     "score.entropy": (0.0, math.inf), "score.likelihood": (0.0, math.inf), "score.d_clip": (0.0, 1.0),
     "rollout.select.temperature": (0.0, math.inf), "rollout.select.released_clip": (0.0, math.inf),
     "rollout.truncate.quantile": (0.0, 1.0), "rollout.truncate.threshold": (-math.inf, math.inf),
+    "rollout.actions.rate": (-sys.float_info.max, sys.float_info.max),
+    "rollout.actions.reward_discount": (0.0, 1.0), "rollout.actions.uncertainty_discount": (0.0, 1.0),
+    "loop.explore.rate": (-sys.float_info.max, sys.float_info.max),
+    "loop.explore.reward_discount": (0.0, 1.0), "loop.explore.uncertainty_discount": (0.0, 1.0),
 }  # fmt: skip
 """Keys that measure something, and the least and most they may be."""
 
@@ -257,9 +264,10 @@ def check_numbers(cfg: DictConfig) -> None:
         if value is not None and (type(value) not in (int, float) or not low <= value <= high):
             limit = f"between {low:g} and {high:g}" if high < math.inf else f"{low:g} or more"
             raise ConfigError(f"{key}={value}: expected a number, {limit}")
-    chunk = OmegaConf.select(cfg, "rollout.chunk")
-    if chunk not in (None, "auto") and (type(chunk) is not int or chunk < 1):
-        raise ConfigError(f"rollout.chunk={chunk}: expected auto or a whole number, 1 or more")
+    for key in ("rollout.chunk", "rollout.actions.chunk", "loop.explore.chunk"):
+        chunk = OmegaConf.select(cfg, key)
+        if chunk not in (None, "auto") and (type(chunk) is not int or chunk < 1):
+            raise ConfigError(f"{key}={chunk}: expected auto or a whole number, 1 or more")
     gate = OmegaConf.select(cfg, "fit_gate")
     if gate not in (None, True, False, "auto"):
         raise ConfigError(f"fit_gate={gate}: expected true, false or auto")
@@ -285,6 +293,7 @@ def register_resolvers() -> None:
     """What the YAML files use; `tuned` is known only when the task is."""
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("difference", lambda a, b: a - b, replace=True)
+    OmegaConf.register_new_resolver("share", lambda count, by: max(1, int(count) // int(by)), replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _="", *, _root_: run_name(_root_=_root_), replace=True)
 
 
@@ -580,6 +589,7 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
         )
     if rollout.members not in ("all", "elites"):
         raise ConfigError(f"rollout.members={rollout.members}: it is all or elites")
+    asked = model if rollout.members == "all" else model.elite_view()
     others = [instantiate(part) for part in rollout.others.values() if part is not None]
     # Only then is one elite for each lane enough.
     alone = penalise is None and truncate is None and not others and isinstance(select, RandomElite)
@@ -588,8 +598,8 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
         cached = 5120 if alone else 1024  # lanes whose activations a CPU's cache holds
         chunk = cached if model.device.type == "cpu" else rollout.lanes
     return Imagination(
-        model=model if rollout.members == "all" else model.elite_view(),
-        actions=instantiate(rollout.actions),
+        model=asked,
+        actions=build_actions(rollout.actions, "rollout.actions", problem, model, asked.members),
         select=select,
         filters=FilterChain(
             clip=clip,
@@ -604,9 +614,31 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
     )
 
 
-def build_explore(cfg: DictConfig) -> ActionSource:
-    """How an online run acts in its environment."""
-    source: ActionSource = instantiate(cfg.loop.explore) if is_online(cfg) else PolicyActions()
+def build_actions(node: DictConfig, name: str, problem: Problem, model: RunModel, members: int) -> ActionSource:
+    """Where actions come from; one that plans is told the task's end, and the units and members of the model."""
+    with naming(name):
+        source = instantiate(node)
+        if isinstance(source, functools.partial):
+            source = source(members, problem.task.termination, model.change_std, device=model.device)
+    made: ActionSource = source
+    return made
+
+
+def build_explore(cfg: DictConfig, problem: Problem, model: RunModel) -> ActionSource:
+    """How an online run acts in its environment.
+
+    Raises:
+        ConfigError: it plans with a model, and none is fitted.
+    """
+    if not is_online(cfg):
+        return PolicyActions()
+    members = model.members if cfg.rollout.members == "all" else model.elite_count
+    source = build_actions(cfg.loop.explore, "loop.explore", problem, model, members)
+    if not asks_model(cfg, problem) and not isinstance(source, PolicyActions):
+        raise ConfigError(
+            f"explore={type(source).__name__} plans with a model, and algo={cfg.algo_name} has every row of a batch "
+            "real and fits none; give explore=policy, or another algorithm"
+        )
     return source
 
 

@@ -63,7 +63,7 @@ from mbrl.score.quality import (
     order_checks,
     rank_correlation,
 )
-from mbrl.types import Corrector, Fittable, Prediction, RunModel, Score, Selector
+from mbrl.types import Corrector, Fittable, Metrics, Prediction, RunModel, Score, Selector
 
 POLICY_STATES = 500
 """Imagined states per seed whose true next state is asked for."""
@@ -225,14 +225,17 @@ class Case:
 class _Deterministic:
     """The policy's mean, as an action source."""
 
+    lanes: int | None = None
+    rows = 1
+
     def __init__(self, learner: SAC) -> None:
         self.learner = learner
 
     def noise_size(self, obs_dim: int, action_dim: int) -> int:
         return 0
 
-    def __call__(self, obs: Tensor, policy: Any, model: Any, noise: Tensor) -> Tensor:
-        return self.learner.act(obs)
+    def __call__(self, obs: Tensor, policy: Any, model: Any, noise: Tensor) -> tuple[Tensor, Metrics]:
+        return self.learner.act(obs), {}
 
 
 # -- opening a run -----------------------------------------------------------------------------------------------------

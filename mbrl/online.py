@@ -155,7 +155,9 @@ class Experience:
             action = uniform_policy(self._obs, randn((1, self.table.action_dim), sources))
         else:
             size = self.actions.noise_size(self.table.obs_dim, self.table.action_dim)
-            action = self.actions(self._obs, self.learner.sample, self.imagination.model, randn((1, size), sources))
+            noise = randn((1, size), sources)
+            action, notes = self.actions(self._obs, self.learner.sample, self.imagination.model, noise)
+            self.logger.add({name: value.mean(-1) for name, value in notes.items()}, PURPOSE)
         applied = self.players[0].to_environment(action[:, 0])
         answers = [player.advance(one) for player, one in zip(self.players, applied, strict=True)]
         reached = [obs for obs, *_ in answers]

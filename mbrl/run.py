@@ -342,7 +342,7 @@ class Run:
         self.value_bound = None if self.interaction is not None else value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
-        self.explore = compose.build_explore(cfg)
+        self.explore = compose.build_explore(cfg, problem, self.model)
         self.memory = plan_memory(
             rows=len(problem.dataset.transitions.reward)
             + (len(self.seeds) * cfg.loop.steps if self.interaction else 0),
@@ -351,7 +351,7 @@ class Run:
             capacity=compose.ring_capacity(cfg),
             members=self.model.members,
             hidden=max(p.shape[-1] for p in self.model.params) if isinstance(self.model, GaussianEnsemble) else obs_dim,
-            lanes=min(self.imagination.chunk, cfg.rollout.lanes),
+            lanes=self.imagination.rows_at_once(cfg.rollout.lanes),
             seeds=len(self.seeds),
             device=self.device,
         )

@@ -77,6 +77,7 @@ class Imagined(NamedTuple):
     keep: Tensor  # (*, N) bool: the row may enter the ring
     score: Tensor  # (*, N) the selector's trust, 0 if it has none
     prediction: Prediction
+    notes: Metrics = {}  # noqa: RUF012  # what the action source says of its choices: (*, N) each
 
 
 class Plan(NamedTuple):
@@ -150,6 +151,9 @@ class RunModel(DynamicsModel, Protocol):
     obs_dim: int
     elite_count: int
     device: torch.device
+    change_std: (
+        Tensor  # (S, 1, 1, O+1) of the changes and rewards it was fitted on, set in place; 1 where there are none
+    )
 
     def elite_view(self) -> EliteModel:
         """The elites as a model of their own."""
@@ -157,14 +161,36 @@ class RunModel(DynamicsModel, Protocol):
 
 
 class ActionSource(Protocol):
-    """Where actions come from, in the model and, online, in the environment."""
+    """Where actions come from: imagined ones, or those that are tried in an environment."""
+
+    @property
+    def lanes(self) -> int | None:
+        """How many lanes it may be asked about at once, so that memory stays bounded; None for any number."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows of the model that it looks at together for each of them."""
+        ...
 
     def noise_size(self, obs_dim: int, action_dim: int) -> int:
         """Standard normal numbers needed per lane and step."""
         ...
 
-    def __call__(self, obs: Tensor, policy: StochasticPolicy, model: DynamicsModel, noise: Tensor) -> Tensor:
-        """obs (S, N, O), noise (S, N, noise_size) -> action (S, N, A)."""
+    def __call__(
+        self, obs: Tensor, policy: StochasticPolicy, model: DynamicsModel, noise: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """Choose, each lane for itself.
+
+        Args:
+            obs: (S, N, O).
+            policy: the learner's, for as many rows as it likes.
+            model: what it may ask.
+            noise: (S, N, noise_size) standard normal.
+
+        Returns:
+            action (S, N, A), and what is to be logged of the choices, each (S, N).
+        """
         ...
 
 

@@ -24,6 +24,7 @@ from mbrl.learn.backups import LowerConfidenceBound, Minimum, RandomPair
 from mbrl.learn.penalties import ModelBellmanInconsistency
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
+from mbrl.rollout.coplanner import UncertaintyPlanner
 
 FOLDER = compose.config_folder()
 GROUPS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("tuned", "hydra"))
@@ -434,6 +435,65 @@ def test_filters_that_lack_something_say_what(words: list[str], said: str) -> No
 def test_what_the_truth_has_no_use_for_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parts_of("dynamics=oracle", *words)
+
+
+@pytest.mark.parametrize(
+    "words", [["dynamics=single"], ["dynamics.members=1", "dynamics.elites=1"], ["dynamics=oracle"]]
+)
+def test_a_planner_needs_members_unless_it_plans_by_reward_alone(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^rollout.actions: rate=-2 weighs how much several members"):
+        parts_of("filter=[coplanner]", *words)
+    assert parts_of("filter=[coplanner]", "rollout.actions.rate=0", *words) == ["Clip", "Terminate", "Penalise"]
+
+
+def planner_of(*words: str, task: Task | None = None) -> tuple[UncertaintyPlanner, DictConfig]:
+    cfg = composed(*words, "dynamics.hidden=[8]", task=task)
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    imagination = compose.build_imagination(cfg, problem, model, compose.build_score(cfg, problem, [0], model.device))
+    assert isinstance(imagination.actions, UncertaintyPlanner)
+    return imagination.actions, cfg
+
+
+def test_the_planner_as_configured() -> None:
+    plain, cfg = planner_of("filter=[coplanner]")
+    assert (plain.candidates, plain.horizon, plain.rate, plain.mask_terminal) == (5, 5, -2.0, True)
+    assert (plain.lanes, plain.rows, plain.members) == (192, 5, 7)  # 960 rows at once
+    assert plain.noise_size(3, 1) == 25 * (1 + 1 + 7 * 4)
+    assert cfg.rollout.lanes == 400  # a tenth
+    other, cfg = planner_of("actions=coplanner", "rollout.members=elites", "rollout.actions.chunk=320")
+    assert (other.rate, other.candidates, other.members, other.lanes) == (-2.0, 5, 5, 64)
+    assert cfg.rollout.lanes == 4000  # a choice of actions alone changes nothing else
+    cfg = composed("loop=online", "algo=mbpo", "filter=[coplanner]", "dynamics.hidden=[8]")
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    explore = compose.build_explore(cfg, problem, model)
+    assert isinstance(explore, UncertaintyPlanner)
+    assert (explore.rate, explore.members) == (1.0, 7)  # the environment is where doubt is sought
+    with pytest.raises(ConfigError, match="explore=policy"):
+        compose.build_explore(composed("loop=online", "algo=sac", "filter=[coplanner]"), problem, model)
+    for order in ("[morec,ravl,coplanner]", "[coplanner,morec,ravl]"):
+        together, cfg = planner_of(f"filter={order}", "rollout.actions.uncertainty=mean_std")
+        assert (cfg.rollout.lanes, cfg.rollout.length, cfg.learner.critics) == (50, 20, 5)
+        assert not together.sampled
+    assert composed("filter=[coplanner]", task=find_task("hopper-medium-v2")).rollout.lanes == 5000
+    assert composed("filter=[coplanner]", "rollout.lanes=77").rollout.lanes == 77
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("candidates=0", "expected a whole number, 1 or more"),
+        ("horizon=2.5", "expected a whole number, 1 or more"),
+        ("reward_discount=1.5", "expected a number, between 0 and 1"),
+        ("uncertainty_discount=-1", "expected a number, between 0 and 1"),
+        ("rate=much", "expected a number"),
+        ("chunk=0", "expected auto or a whole number, 1 or more"),
+    ],
+)
+def test_numbers_of_a_planner(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout\.actions\.{word.split('=')[0]}=.*{said}"):
+        composed("filter=[coplanner]", f"rollout.actions.{word}")
 
 
 def test_mobile_asks_several_members_and_there_is_one_truth() -> None:

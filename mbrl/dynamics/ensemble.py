@@ -214,6 +214,8 @@ class GaussianEnsemble:
         self.input_std = torch.ones((count, 1, 1, obs_dim + action_dim), device=self.device)
         self.target_mean = torch.zeros((count, 1, 1, outputs), device=self.device)
         self.target_std = torch.ones((count, 1, 1, outputs), device=self.device)
+        # Of the changes and rewards of the training rows: the unit of every output, for whoever needs one.
+        self.change_std = torch.ones((count, 1, 1, outputs), device=self.device)
         self.elites = torch.arange(elites, device=self.device).repeat(count, 1)  # (S, K)
         self.holdout_error = torch.full((count, members), math.nan, device=self.device)
         self.folded = self._fold_scalers()
@@ -388,12 +390,13 @@ class GaussianEnsemble:
         return torch.full((), self.LAST_RATE + (1.0 - self.LAST_RATE) * fall, device=self.device)
 
     def _set_scalers(self, table: Tensor, train: Tensor) -> None:
-        """Mean and std of the inputs, and if asked for of the targets, over each seed's training rows."""
+        """Mean and std of the inputs and the targets over each seed's training rows; see `standardise_targets`."""
         width = self.obs_dim + self.action_dim
         for s in range(len(self.seeds)):
             self.input_mean[s], self.input_std[s] = scaler(table[:, :width].index_select(0, train[s]))
+            mean, self.change_std[s] = scaler(table[:, width:].index_select(0, train[s]))
             if self.standardise_targets:
-                self.target_mean[s], self.target_std[s] = scaler(table[:, width:].index_select(0, train[s]))
+                self.target_mean[s], self.target_std[s] = mean, self.change_std[s]
 
     def _inputs_and_targets(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         width = self.obs_dim + self.action_dim
@@ -466,8 +469,8 @@ class GaussianEnsemble:
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"layer_{i}": p for i, p in enumerate(self.params)}
-        names = ("max_logvar", "min_logvar", "input_mean", "input_std", "target_mean", "target_std", "elites")
-        return named | {name: getattr(self, name) for name in (*names, "holdout_error")}
+        names = ("max_logvar", "min_logvar", "input_mean", "input_std", "target_mean", "target_std", "change_std")
+        return named | {name: getattr(self, name) for name in (*names, "elites", "holdout_error")}
 
     def state_dict(self) -> StateDict:
         """One entry per tensor, leading axis seeds, so that one seed's model can be cut out (see the store)."""
@@ -476,6 +479,8 @@ class GaussianEnsemble:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore in place; `ValueError` if a shape does not fit."""
         named = self._tensors()
+        # Run directories from before this had a name: theirs is known where targets were standardised.
+        state = {"change_std": state["target_std"], **state} if "target_std" in state else state
         missing = sorted(set(named) - set(state))
         if missing:
             raise ValueError(f"the saved dynamics model lacks {', '.join(missing)}")

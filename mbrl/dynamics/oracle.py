@@ -164,6 +164,7 @@ class OracleModel:
         self.obs_dim, self.action_dim, self.seeds = obs_dim, action_dim, tuple(seeds)
         self.device = torch.device(device)
         self.elites = torch.zeros((len(self.seeds), 1), dtype=torch.long, device=self.device)
+        self.change_std = torch.ones((len(self.seeds), 1, 1, obs_dim + 1), device=self.device)
         bounds = {
             name: None if bound is None else np.asarray(bound, float)
             for name, bound in (("action_low", action_low), ("action_high", action_high))

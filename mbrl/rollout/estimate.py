@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mbrl.nets import generator
+from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.uncertainty import max_aleatoric
@@ -38,7 +39,9 @@ def model_estimate(
     seeds = learner.seeds
     # What the world does, and nothing of what is made of it: no penalty, no end of a lane by distrust.
     believed = [f for f in imagination.filters.filters if isinstance(f, Clip | Terminate)]
-    plain = dataclasses.replace(imagination, filters=FilterChain(others=believed), simulator=None)
+    plain = dataclasses.replace(
+        imagination, actions=PolicyActions(), filters=FilterChain(others=believed), simulator=None
+    )
     sources = [generator(seed, "estimate", evaluation, device=starts.device) for seed in seeds]
     act: Callable[[Tensor, Tensor], Tensor] = lambda obs, noise: learner.act(obs, mode="mean")  # noqa: E731
     obs = starts.expand(len(seeds), *starts.shape)

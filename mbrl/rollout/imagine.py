@@ -48,12 +48,37 @@ class Imagination:
         self, obs: Tensor, alive: Tensor, policy: StochasticPolicy, generators: Sequence[torch.Generator], t: int
     ) -> Imagined:
         """One step of every lane: obs (S, N, O), alive (S, N) bool. Dead lanes compute too and are masked."""
-        lanes, outputs = obs.shape[-2], obs.shape[-1] + 1
-        action_size = self.actions.noise_size(obs.shape[-1], self.model.action_dim)
-        noise = randn((lanes, action_size + self.select.noise_size(outputs)), generators)
+        lanes = obs.shape[-2]
+        action, notes, noise = self.act(obs, policy, generators)
         uniform = rand((lanes,), generators)
-        action = self.actions(obs, policy, self.model, noise[..., :action_size])
-        return self.filters(self.guess(obs, action, alive, noise[..., action_size:], uniform), t)
+        return self.filters(self.guess(obs, action, alive, noise, uniform)._replace(notes=notes), t)
+
+    def act(
+        self, obs: Tensor, policy: StochasticPolicy, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Metrics, Tensor]:
+        """Actions (S, N, A) for obs (S, N, O), what is said of them (S, N), and the selector's noise (S, N, .).
+
+        As many lanes at once as the action source allows: its noise may be thousands of numbers for each.
+        """
+        size = self.actions.noise_size(obs.shape[-1], self.model.action_dim)
+        rest = self.select.noise_size(obs.shape[-1] + 1)
+        blocks = obs.split(self.actions.lanes or obs.shape[-2], -2)
+        parts: list[tuple[Tensor, Metrics, Tensor]] = []
+        for block in blocks:
+            noise = randn((block.shape[-2], size + rest), generators)
+            action, notes = self.actions(block, policy, self.model, noise[..., :size])
+            # A view would hold on to all of a block's noise.
+            parts.append((action, notes, noise[..., size:] if len(blocks) == 1 else noise[..., size:].clone()))
+        if len(parts) == 1:
+            return parts[0]
+        actions, all_notes, noises = zip(*parts, strict=True)
+        joined = {name: torch.cat([notes[name] for notes in all_notes], -1) for name in all_notes[0]}
+        return torch.cat(actions, -2), joined, torch.cat(noises, -2)
+
+    def rows_at_once(self, lanes: int) -> int:
+        """Rows, per seed, that the model is asked about together where `lanes` are imagined: what takes the memory."""
+        together = min(self.chunk, lanes)
+        return max(together, self.actions.rows * min(self.actions.lanes or together, together))
 
     def guess(self, obs: Tensor, action: Tensor, alive: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
         """Predict and select, before any filter: noise (S, N, of the selector), uniform (S, N)."""
@@ -91,9 +116,10 @@ class Imagination:
 
         Returns metrics (S,): `kept`, rows kept of those that lanes of full length would make; `cut`, steps of living
         lanes that were not believed; of the kept rows `terminal`, the share of terminal ones, and the mean `reward` as
-        stored and `score`.
+        stored and `score`; and of the steps of living lanes the means of what the action source says.
         """
         seeds = table.seeds
+        noted: Metrics = {}
         totals = torch.zeros((6, seeds), device=table.rows.device)
         for begin in range(0, lanes, self.chunk):
             asked = min(self.chunk, lanes - begin)
@@ -119,6 +145,9 @@ class Imagination:
                         (score * kept).sum(-1),
                     ]
                 )
+                for name, value in step.notes.items():
+                    said = torch.where(alive, value, 0.0)[:, :asked].sum(-1)
+                    noted[name] = noted[name] + said if name in noted else said
                 obs, alive = step.next_obs, step.alive
             table.write(rows.flatten(1, 2), keep.flatten(1, 2))
             if watch is not None:
@@ -131,4 +160,5 @@ class Imagination:
             "terminal": terminals / rows_kept,
             "reward": reward / rows_kept,
             "score": score / rows_kept,
+            **{name: value / lived for name, value in noted.items()},
         }

@@ -24,12 +24,8 @@ class RandomElite:
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Only the chosen member of a lane is sampled; its trust score is 0 everywhere."""
-        which = (uniform * elites.shape[-1]).long().clamp_(max=elites.shape[-1] - 1)  # (S, N)
-        member = elites.gather(-1, which)  # (S, N)
-        index = member[:, None, :, None].expand(-1, 1, -1, noise.shape[-1])  # (S, 1, N, O+1)
-        mean = prediction.mean.gather(-3, index).squeeze(-3)
-        std = prediction.std.gather(-3, index).squeeze(-3)
-        drawn = mean + std * noise
+        member = random_member(elites, uniform)
+        drawn = of_member(prediction.mean, member) + of_member(prediction.std, member) * noise
         return drawn[..., :-1], drawn[..., -1], torch.zeros_like(uniform)
 
 
@@ -123,6 +119,18 @@ class ScoredCandidates:
         row = which.unsqueeze(-2)  # (S, 1, N)
         chosen = proposed.gather(-3, row.unsqueeze(-1).expand(*row.shape, proposed.shape[-1])).squeeze(-3)
         return chosen[..., :-1], chosen[..., -1], scores.gather(-2, row).squeeze(-2)
+
+
+def random_member(elites: Tensor, uniform: Tensor) -> Tensor:
+    """One of the elites (S, k) for every uniform number (S, N) in [0, 1]: indices of members (S, N)."""
+    which = (uniform * elites.shape[-1]).long().clamp_(max=elites.shape[-1] - 1)
+    return elites.gather(-1, which)
+
+
+def of_member(said: Tensor, member: Tensor) -> Tensor:
+    """What each row's own member (S, N) says, of all that members say (S, E, N, D): (S, N, D)."""
+    index = member[:, None, :, None].expand(-1, 1, -1, said.shape[-1])  # (S, 1, N, D)
+    return said.gather(-3, index).squeeze(-3)
 
 
 def draw_candidates(prediction: Prediction, elites: Tensor, noise: Tensor) -> Tensor:

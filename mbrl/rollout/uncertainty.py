@@ -46,5 +46,20 @@ def mixture_spread(prediction: Prediction, scale: Tensor) -> Tensor:
     return ((aleatoric + epistemic) / scale.square()).mean(-1).sqrt()
 
 
+def member_std(said: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Std (population) over what members say, averaged over dimensions.
+
+    Args:
+        said: means, or one sample of every member: (*, E, N, D).
+        scale: (*, 1, D) or a number, the unit of every dimension.
+    """
+    return (said.std(-3, correction=0) / scale).mean(-1)
+
+
+def member_variance(said: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Variance (population) over what members say, averaged over dimensions; arguments as of `member_std`."""
+    return (said.std(-3, correction=0) / scale).square().mean(-1)
+
+
 DISAGREEMENTS: tuple[Uncertainty, ...] = (max_pairwise, ensemble_std)
 """Those that are 0 for a single model."""

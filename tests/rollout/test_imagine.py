@@ -245,6 +245,7 @@ def test_noise_is_a_function_of_the_generators_alone() -> None:
 def test_policy_actions_use_the_policys_noise() -> None:
     noise = randn((5, 2), sources(0, 1))
     actions = PolicyActions()
-    assert actions.noise_size(11, 2) == 2
-    out = actions(torch.zeros(2, 5, 3), noisy, fitted(0), noise)
+    assert actions.noise_size(3, 2) == 2
+    out, notes = actions(torch.zeros(2, 5, 3), noisy, fitted(0), noise)
     assert torch.equal(out, torch.tanh(noise))
+    assert notes == {}
