@@ -26,6 +26,7 @@ from mbrl.dynamics.oracle import OracleModel
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.edge.detector import ValueBound, runaway_warning, runaways
 from mbrl.evaluate import Evaluator
+from mbrl.learn import lipschitz
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
@@ -40,7 +41,7 @@ from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
 from mbrl.score.quality import held_out_ranking
 from mbrl.train import OfflineTraining, TrainingDiverged, without_prefix
-from mbrl.types import DynamicsModel, Fittable, RunModel, StateDict, Stateful
+from mbrl.types import DynamicsModel, Fittable, Metrics, RunModel, StateDict, Stateful, Transition
 
 INTERRUPTED = 130
 
@@ -237,7 +238,11 @@ class Run:
         obs_dim, action_dim = problem.dataset.transitions.obs.shape[-1], problem.dataset.transitions.action.shape[-1]
         self.schedule = compose.build_schedule(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
-        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
+        self.observation_std = compose.observation_std(problem).to(self.device)
+        self.learner = compose.build_learner(
+            cfg, obs_dim, action_dim, self.seeds, self.device, self.model, self.observation_std
+        )
+        self.measuring = compose.measures_lipschitz(cfg, self.model, self.learner)
         self.value_bound = value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
         self.imagination = compose.build_imagination(cfg, problem, self.model, self.score)
@@ -353,6 +358,8 @@ class Run:
             show("note: the score is fitted and judged, but rollouts do not ask it: add 'filter=[morec]'", "yellow")
         if self.cfg.precision == "bfloat16" and self.device.type == "cpu" and (gain := bfloat16_speedup()) < 1:
             show(f"note: this CPU multiplies bfloat16 at {gain:.2f} of its float32 rate: it costs time here", "yellow")
+        for note in compose.single_model_notes(self.cfg, self.problem, self.model):
+            show(f"note: {note}", "yellow")
         minimum = self.cfg.learner.target_minimum
         if minimum is not None or self.learner.target_penalty is not None:
             limit = "have no lower limit" if minimum is None else f"are kept at {minimum:g} or above"
@@ -540,6 +547,8 @@ class Run:
     def evaluate(self, training: OfflineTraining, step: int) -> dict[str, float]:
         """Score the policy in the environment, or ask the model, and log it; the newest numbers that are known."""
         learner = training.learner
+        if self.measuring:
+            self.logger.add(self.measure_lipschitz(step), "lipschitz")
         if self.scoring is None:
             horizon = self.model_horizon()
             estimate = model_estimate(learner, training.imagination, self.starts(), horizon, evaluation=step)
@@ -554,6 +563,19 @@ class Run:
         self.scoring.submit(step, learner.policy_state())
         self.logger.hold()  # the row of this update waits for its result
         return before if self.scoring.background else self.collect()
+
+    def measure_lipschitz(self, step: int) -> Metrics:
+        """How steep the critics are, and what of the model's error they see, on rows that the model has held out."""
+        data, model = self.problem.dataset.transitions, self.model
+        asked = compose.asks_model(self.cfg, self.problem)
+        if asked and isinstance(model, GaussianEnsemble):
+            pick = model.split(len(data.reward)).holdout[:, : lipschitz.ROWS].cpu()
+        else:  # critics have seen all rows; a model that is none of theirs has held out none
+            pick = torch.linspace(0, len(data.reward) - 1, min(len(data.reward), lipschitz.ROWS)).long()
+        rows = Transition(*(x[pick].to(self.device) for x in data))
+        sources = [generator(seed, "lipschitz", step, device=self.device) for seed in self.seeds]
+        simulator = model.elite_view() if asked else None
+        return lipschitz.measure(self.learner, rows, self.observation_std, sources, simulator)
 
     def collect(self) -> dict[str, float]:
         """Wait for the evaluation under way, if there is one, and log it in the row of the update it is of."""

@@ -252,8 +252,20 @@ class TargetPenalty(Protocol):
 class Regulariser(Protocol):
     """A term added to the critic loss."""
 
-    def __call__(self, opinion: CriticPass) -> Tensor:
-        """From the critics' forward pass on the batch's own actions -> (S,), differentiable in their parameters."""
+    standardised: bool  # whether it asks for the std of observations, which the learner then keeps with its state
+
+    def noise_size(self, batch_size: int, obs_dim: int, action_dim: int) -> int:
+        """Standard normal numbers needed per seed and update; `obs_dim` is Z, what the critics see."""
+        ...
+
+    def __call__(self, opinion: CriticPass, noise: Tensor, observation_std: Tensor) -> Tensor:
+        """A loss of every seed, (S,), differentiable in the critics' parameters.
+
+        Args:
+            opinion: the critics' forward pass on the batch's own actions.
+            noise: (S, noise_size).
+            observation_std: (S, Z), the unit of a step from one observation to another; 0 where nothing ever varies.
+        """
         ...
 
 
