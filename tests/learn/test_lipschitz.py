@@ -109,7 +109,7 @@ def test_fgsm_moves_q_further_than_its_random_start() -> None:
 
     attacked, drawn = change(term.perturbation(some, noise, STD)), change(start.expand(-1, CRITICS, -1, -1))
     uniform = Robust(1.0, 0.2, attack="uniform")
-    assert (attacked >= drawn - 1e-6).float().mean() > 0.99  # all but where a kink lies between
+    assert (attacked > drawn).float().mean() > 0.95  # all but where a kink lies between
     assert attacked.mean() > 2 * drawn.mean()
     assert term(some, noise, STD).min() > 1.5 * uniform(some, noise, STD).max()
 
