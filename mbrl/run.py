@@ -199,6 +199,19 @@ def calibrate(imagination: Imagination, model: RunModel, problem: Problem) -> No
     imagination.calibrate(obs, action, [generator(seed, "truncate", device=model.device) for seed in model.seeds])
 
 
+def rows_to_measure(problem: Problem, model: RunModel | None) -> Transition:
+    """What `mbrl.learn.lipschitz` asks: rows (S, N, .) that a fitted model has held out, else (N, .) of the dataset.
+
+    The critics have seen all of them.
+    """
+    data = problem.dataset.transitions
+    if isinstance(model, GaussianEnsemble):
+        pick = model.split(len(data.reward)).holdout[:, : lipschitz.ROWS].cpu()
+    else:
+        pick = torch.linspace(0, len(data.reward) - 1, min(len(data.reward), lipschitz.ROWS)).long()
+    return Transition(*(x[pick] for x in data))
+
+
 def value_bound(learner: SAC, problem: Problem) -> ValueBound:
     """What no policy can be worth; the learner's present temperature counts as the first one."""
     return ValueBound.of(
@@ -566,15 +579,10 @@ class Run:
 
     def measure_lipschitz(self, step: int) -> Metrics:
         """How steep the critics are, and what of the model's error they see, on rows that the model has held out."""
-        data, model = self.problem.dataset.transitions, self.model
-        asked = compose.asks_model(self.cfg, self.problem)
-        if asked and isinstance(model, GaussianEnsemble):
-            pick = model.split(len(data.reward)).holdout[:, : lipschitz.ROWS].cpu()
-        else:  # critics have seen all rows; a model that is none of theirs has held out none
-            pick = torch.linspace(0, len(data.reward) - 1, min(len(data.reward), lipschitz.ROWS)).long()
-        rows = Transition(*(x[pick].to(self.device) for x in data))
+        model = self.model if compose.asks_model(self.cfg, self.problem) else None
+        rows = Transition(*(x.to(self.device) for x in rows_to_measure(self.problem, model)))
         sources = [generator(seed, "lipschitz", step, device=self.device) for seed in self.seeds]
-        simulator = model.elite_view() if asked else None
+        simulator = None if model is None else model.elite_view()
         return lipschitz.measure(self.learner, rows, self.observation_std, sources, simulator)
 
     def collect(self) -> dict[str, float]:
