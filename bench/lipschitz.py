@@ -3,8 +3,8 @@
     python bench/lipschitz.py [--quick] [--rounds 7] [--out bench/results/lipschitz.md]
 
 Batches of Hopper's size (11 observations, 3 actions, 256 rows), actor and critics of 2 x 256, one thread, eager,
-process CPU time of the learner's update alone. Blocks of all variants alternate, every block is divided by the plain one
-of its round, and the median of these ratios is shown: the machine is shared and noisy.
+process CPU time of the learner's update alone. Blocks of all variants alternate, every block is divided by the plain
+one of its round, and the median of these ratios is shown: the machine is shared and noisy.
 """
 
 from __future__ import annotations
