@@ -34,8 +34,9 @@ from mbrl.data.validate import nearest
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.evaluate import EnvSpec, EvaluationError, env_spec
+from mbrl.learn.regularisers import GradientPenalty, Robust
 from mbrl.learn.sac import SAC
-from mbrl.online import Interaction
+from mbrl.online import Interaction, spread
 from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
@@ -227,6 +228,10 @@ RANGES = {
     "real_ratio": (0.0, 1.0), "learner.discount": (0.0, 1.0), "learner.target_rate": (0.0, 1.0),
     "rollout.penalise.coefficient": (0.0, math.inf), "learner.target_penalty.coefficient": (0.0, math.inf),
     "learner.backup.coefficient": (0.0, math.inf), "learner.regularisers.diversity.weight": (0.0, math.inf),
+    "learner.regularisers.robust.weight": (0.0, math.inf), "learner.regularisers.robust.radius": (0.0, math.inf),
+    "learner.regularisers.gradient_penalty.weight": (0.0, math.inf),
+    "learner.regularisers.gradient_penalty.target": (0.0, math.inf),
+    "learner.spectral_radius": (0.0, math.inf), "dynamics.spectral_radius": (0.0, math.inf),
     "rollout.clip.margin": (0.0, math.inf),
     "learner.actor_learning_rate": (0.0, math.inf), "learner.critic_learning_rate": (0.0, math.inf),
     "learner.temperature_learning_rate": (0.0, math.inf), "dynamics.learning_rate": (0.0, math.inf),
@@ -271,6 +276,9 @@ def check_numbers(cfg: DictConfig) -> None:
     gate = OmegaConf.select(cfg, "fit_gate")
     if gate not in (None, True, False, "auto"):
         raise ConfigError(f"fit_gate={gate}: expected true, false or auto")
+    measured = OmegaConf.select(cfg, "lipschitz.measure")
+    if measured not in (None, True, False, "auto"):
+        raise ConfigError(f"lipschitz.measure={measured}: expected true, false or auto")
     minimum = OmegaConf.select(cfg, "learner.target_minimum")
     if minimum not in (None, "auto") and type(minimum) not in (int, float):
         raise ConfigError(f"learner.target_minimum={minimum}: expected auto, a number, or null for no limit")
@@ -472,10 +480,12 @@ def build_learner(
     seeds: Sequence[int],
     device: torch.device,
     model: RunModel | None = None,
+    observation_std: torch.Tensor | None = None,
 ) -> SAC:
     """The learner; its regularisers are named slots in the configuration and a list in the code.
 
-    A target penalty asks the elites of `model`, which may be fitted later. A learner that only acts needs neither.
+    A target penalty asks the elites of `model`, which may be fitted later, and regularisers move observations in units
+    of `observation_std` (O,). A learner that only acts needs neither.
     """
     with naming("learner"):
         partial = instantiate(cfg.learner)
@@ -484,9 +494,25 @@ def build_learner(
         if penalty is not None:
             penalty = None if model is None else penalty(model.elite_view())
         learner: SAC = partial(
-            obs_dim, action_dim, seeds, regularisers=regularisers, target_penalty=penalty, device=device
-        )
+            obs_dim, action_dim, seeds, regularisers=regularisers, target_penalty=penalty,
+            observation_std=observation_std, device=device,
+        )  # fmt: skip
     return learner
+
+
+def observation_std(problem: Problem) -> torch.Tensor:
+    """(O,), over the dataset; 0 for what is constant but for rounding, 1 everywhere without a dataset."""
+    obs = problem.dataset.transitions.obs
+    return spread(obs) if len(obs) else torch.ones(obs.shape[-1])
+
+
+def measures_lipschitz(cfg: DictConfig, model: RunModel, learner: SAC) -> bool:
+    """Settle `lipschitz.measure=auto`: where something makes critics flatter, or a single model is to do."""
+    asked = OmegaConf.select(cfg, "lipschitz.measure", default="auto")  # a run from before it could be measured
+    if asked != "auto":
+        return bool(asked)
+    flatter = learner.spectral is not None or any(isinstance(r, Robust | GradientPenalty) for r in learner.regularisers)
+    return flatter or (isinstance(model, GaussianEnsemble) and model.members == 1)
 
 
 def target_minimum(cfg: DictConfig, problem: Problem) -> float | None:
@@ -562,6 +588,11 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
             raise ConfigError("select=scored needs a score to decide by: choose score=residual, or select=random_elite")
         with naming("select"):
             select = select(score, model.elite_count)
+        if select.samples and model.elite_count * select.resample == 1:
+            raise ConfigError(
+                "rollout.select.resample=1: one sample of a single model leaves a score nothing to choose from; raise "
+                "rollout.select.resample, or choose rollout.select.pick=corrected_mean or select=random_elite"
+            )
     elif truncate is not None and rollout.truncate.signal == "score":
         raise ConfigError(
             "rollout.truncate.signal=score: select=random_elite rates nothing; choose select=scored, or "
@@ -582,13 +613,14 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
             data._replace(obs=data.obs.to(model.device), next_obs=data.next_obs.to(model.device)), **rollout.clip
         )
     penalise = instantiate(rollout.penalise) if rollout.penalise else None
-    if penalise is not None and model.members == 1 and penalise.needs_members:
-        raise ConfigError(
-            f"the penalty {penalise.name} measures how several members disagree, and dynamics.members is 1; "
-            "choose penalty=max_aleatoric or penalty=none"
-        )
     if rollout.members not in ("all", "elites"):
         raise ConfigError(f"rollout.members={rollout.members}: it is all or elites")
+    named, count = ("members", model.members) if rollout.members == "all" else ("elites", model.elite_count)
+    if penalise is not None and count == 1 and penalise.needs_members:
+        raise ConfigError(
+            f"the penalty {penalise.name} measures how several members disagree, and dynamics.{named} is 1; "
+            "choose penalty=max_aleatoric or penalty=none"
+        )
     asked = model if rollout.members == "all" else model.elite_view()
     others = [instantiate(part) for part in rollout.others.values() if part is not None]
     # Only then is one elite for each lane enough.
@@ -671,6 +703,28 @@ def build_interaction(cfg: DictConfig) -> Interaction | None:
             f"{plan.fit_every} steps; give loop.fit_every="
         )
     return plan
+
+
+def single_model_notes(cfg: DictConfig, problem: Problem, model: RunModel) -> list[str]:
+    """What is still legal with a single fitted model, and is not what it is with several."""
+    if not (isinstance(model, GaussianEnsemble) and model.members == 1 and asks_model(cfg, problem)):
+        return []
+    notes = []
+    if cfg.rollout.truncate is not None and cfg.rollout.truncate.signal == "candidate_spread":
+        notes.append(
+            "with dynamics.members=1 the candidates' spread is the noise that the model predicts, and nothing of what "
+            "it does not know: lanes end where the world is noisy"
+        )
+    if cfg.score is not None and cfg.score._target_ in OUT_OF_BAG:
+        notes.append(
+            "with dynamics.members=1 the score is fitted on rows of which the model has seen 63 %, where several "
+            "members would leave each row to those that have not: it takes the model for better than it is"
+        )
+    return notes
+
+
+OUT_OF_BAG = ("mbrl.score.residual.ResidualScore", "mbrl.score.ranking.RankingScore")
+"""Scores that learn from what members say of rows that they have not been fitted on."""
 
 
 def build_schedule(cfg: DictConfig) -> Schedule:

@@ -36,6 +36,7 @@ from mbrl.dynamics.oracle import Oracle
 from mbrl.dynamics.store import CODE, fit_or_load, store_key
 from mbrl.evaluate import EvaluationError
 from mbrl.finding import COLOURS, Finding, quiet_table, tidy
+from mbrl.learn import lipschitz
 from mbrl.learn.sac import SAC
 from mbrl.log import progress_bar
 from mbrl.nets import generator, rand, randn
@@ -47,6 +48,7 @@ from mbrl.rollout.uncertainty import max_aleatoric, mixture_spread
 from mbrl.run import (
     calibrate,
     newest_policy,
+    rows_to_measure,
     saved_config,
     saved_model,
     saved_problem,
@@ -63,7 +65,7 @@ from mbrl.score.quality import (
     order_checks,
     rank_correlation,
 )
-from mbrl.types import Corrector, Fittable, Metrics, Prediction, RunModel, Score, Selector
+from mbrl.types import Corrector, Fittable, Metrics, Prediction, RunModel, Score, Selector, Transition
 
 POLICY_STATES = 500
 """Imagined states per seed whose true next state is asked for."""
@@ -624,6 +626,23 @@ def edge(case: Case) -> Finding | None:
     )  # fmt: skip
 
 
+def flatness(case: Case) -> Finding | None:
+    """How steep the critics are in the observation, and how much of the model's error the value sees."""
+    if case.learner is None:
+        return None
+    device = case.model.device
+    rows = Transition(*(x.to(device) for x in rows_to_measure(case.problem, case.model)))
+    model = case.model.elite_view() if isinstance(case.model, GaussianEnsemble) else None
+    std = compose.observation_std(case.problem).to(device)
+    found = lipschitz.measure(case.learner, rows, std, case.sources("lipschitz"), model)
+    table = quiet_table("How steep Q is, in value per std of the observation, and what it sees of the model's error")
+    for heading in ("", *(f"seed {seed}" for seed in case.seeds)):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), *(f"{number:.3g}" for number in value.tolist()))
+    return Finding({name: value.tolist() for name, value in found.items()}, [table])
+
+
 # -- the refrigerator --------------------------------------------------------------------------------------------------
 
 
@@ -767,9 +786,9 @@ def case_tensors(
 
 
 DIAGNOSES: tuple[Callable[[Case], Finding | None], ...] = (
-    dynamics, ranking, order, truncation, deviation, edge, error_map
+    dynamics, ranking, order, truncation, deviation, edge, flatness, error_map
 )  # fmt: skip
 """In the order of their display."""
 
-OF_ANY_MODEL: tuple[Callable[[Case], Finding | None], ...] = (edge,)
+OF_ANY_MODEL: tuple[Callable[[Case], Finding | None], ...] = (edge, flatness)
 """Those that have something to say where the model is the true simulator: it has no error to measure."""

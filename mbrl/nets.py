@@ -194,7 +194,15 @@ class CriticPass:
     before: Sequence[Tensor] = ()
 
     def action_gradient(self) -> Tensor:
-        """dQ_e/da for every critic: (*, E, B, A), differentiable in the parameters.
+        """dQ_e/da for every critic: (*, E, B, A), differentiable in the parameters."""
+        return self._gradient(slice(self.z.shape[-1], None))
+
+    def observation_gradient(self) -> Tensor:
+        """dQ_e/dz for every critic: (*, E, B, Z), differentiable in the parameters."""
+        return self._gradient(slice(0, self.z.shape[-1]))
+
+    def _gradient(self, columns: slice) -> Tensor:
+        """The derivative by some columns of the critics' input.
 
         An explicit reverse sweep that shares the forward pass: the derivative of ReLU is a mask and has no gradient of
         its own, so that one ordinary backward pass gives what a double backward would.
@@ -206,9 +214,21 @@ class CriticPass:
                 sweep = through_layer_norm(sweep, self.before[i])
             weight = self.params[2 * i]
             if i == 0:
-                weight = weight[..., self.z.shape[-1] :, :]  # only the columns of the action
+                weight = weight[..., columns, :]
             sweep = product(sweep, weight.transpose(-1, -2), self.dtype)
-        return sweep
+        # Without a hidden layer the gradient is the weight itself, at every row.
+        return sweep if self.hidden else sweep[..., columns].expand(*self.values.shape, -1)
+
+    def elsewhere(self, z: Tensor, *, detached: bool = False) -> CriticPass:
+        """The same critics and actions at other observations, each critic at its own or all at the same.
+
+        Args:
+            z: (*, E or 1, B, Z).
+            detached: nothing of it is differentiable in the parameters.
+        """
+        params = [p.detach() for p in self.params] if detached else self.params
+        action = self.action.unsqueeze(-3).expand(*z.shape[:-1], -1)
+        return _pass(params, z, action, torch.cat([z, action], -1), self.dtype, bool(self.before))
 
 
 def product(x: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -237,7 +257,13 @@ def criticise(
     params: Params, z: Tensor, action: Tensor, dtype: torch.dtype | None = None, layer_norm: bool = False
 ) -> CriticPass:
     """A forward pass that keeps its activations: critics (*, E, in, out), z (*, B, Z), action (*, B, A)."""
-    x = torch.cat([z, action], -1).unsqueeze(-3)
+    return _pass(params, z, action, torch.cat([z, action], -1).unsqueeze(-3), dtype, layer_norm)
+
+
+def _pass(
+    params: Params, z: Tensor, action: Tensor, x: Tensor, dtype: torch.dtype | None, layer_norm: bool
+) -> CriticPass:
+    """The pass itself, on x (*, E or 1, B, Z+A)."""
     hidden: list[Tensor] = []
     before: list[Tensor] = []
     for i in range(0, len(params) - 2, 2):

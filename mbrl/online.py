@@ -82,6 +82,12 @@ class Interaction:
         return int(first + share * (last - first))
 
 
+def spread(obs: Tensor) -> Tensor:
+    """Std of observations (*, N, O) over rows, (*, O); 0 for what is constant but for rounding."""
+    std, mean = torch.std_mean(obs, -2, correction=0)
+    return torch.where(std > 1e-6 * mean.abs() + 1e-12, std, torch.zeros_like(std))
+
+
 class Experience:
     """What every seed lives through in its own environment.
 
@@ -184,6 +190,7 @@ class Experience:
     def _refit(self, number: int) -> bool:
         """Fit the model to all real rows for the `number`th time; False, and nothing changed, if asked to stop."""
         self._set_length(self.plan.rollout_length(self.steps))
+        self.learner.observation_std.copy_(spread(self.table.real().obs))
         if not isinstance(self.model, GaussianEnsemble) or self.fits > number:
             return True
         model = self.model
@@ -208,6 +215,17 @@ class Experience:
         }
         self.logger.add(metrics, "dynamics")
         return True
+
+    def rows_to_measure(self, count: int) -> Transition:
+        """Rows (S, n, .), n at most `count`, that the last refit has held out; without a model, the last real ones."""
+        real = self.table.real()
+        if not isinstance(self.model, GaussianEnsemble) or not self.fits:
+            return Transition(*(x[:, -count:] for x in real))
+        since = self.plan.warm_up + (self.fits - 1) * self.plan.fit_every + 1
+        rows = self.table.real_rows + since
+        pick = self.model.split(rows, self.fits).holdout[:, :count]
+        seed = torch.arange(len(self.players), device=pick.device).unsqueeze(-1)
+        return Transition(*(x[seed, pick] for x in real))
 
     def _set_length(self, length: int | None) -> None:
         """Rollouts get this length, and the ring the size that goes with it."""

@@ -30,6 +30,7 @@ from mbrl.dynamics.oracle import OracleModel
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
 from mbrl.edge.detector import ValueBound, runaway_warning, runaways
 from mbrl.evaluate import Evaluator, env_spec
+from mbrl.learn import lipschitz
 from mbrl.learn.sac import SAC
 from mbrl.log import ProgressBar, RunLogger, read_metrics
 from mbrl.memory import plan_memory
@@ -45,7 +46,7 @@ from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
 from mbrl.score.quality import held_out_ranking
 from mbrl.train import Training, TrainingDiverged, without_prefix
-from mbrl.types import DynamicsModel, Fittable, RunModel, StateDict, Stateful
+from mbrl.types import DynamicsModel, Fittable, Metrics, RunModel, StateDict, Stateful, Transition
 
 INTERRUPTED = 130
 
@@ -297,6 +298,19 @@ def calibrate(imagination: Imagination, model: RunModel, problem: Problem) -> No
     imagination.calibrate(obs, action, [generator(seed, "truncate", device=model.device) for seed in model.seeds])
 
 
+def rows_to_measure(problem: Problem, model: RunModel | None) -> Transition:
+    """What `mbrl.learn.lipschitz` asks: rows (S, N, .) that a fitted model has held out, else (N, .) of the dataset.
+
+    The critics have seen all of them.
+    """
+    data = problem.dataset.transitions
+    if isinstance(model, GaussianEnsemble):
+        pick = model.split(len(data.reward)).holdout[:, : lipschitz.ROWS].cpu()
+    else:
+        pick = torch.linspace(0, len(data.reward) - 1, min(len(data.reward), lipschitz.ROWS)).long()
+    return Transition(*(x[pick] for x in data))
+
+
 def value_bound(learner: SAC, problem: Problem) -> ValueBound:
     """What no policy can be worth; the learner's present temperature counts as the first one."""
     return ValueBound.of(
@@ -337,7 +351,9 @@ class Run:
         self.schedule = compose.build_schedule(cfg)
         self.interaction = compose.build_interaction(cfg)
         self.model = compose.build_model(cfg, problem, self.seeds, self.device)
-        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model)
+        std = compose.observation_std(problem).to(self.device)
+        self.learner = compose.build_learner(cfg, obs_dim, action_dim, self.seeds, self.device, self.model, std)
+        self.measuring = compose.measures_lipschitz(cfg, self.model, self.learner)
         # Online there are no rewards yet that would bound what a policy can be worth.
         self.value_bound = None if self.interaction is not None else value_bound(self.learner, problem)
         self.score = compose.build_score(cfg, problem, self.seeds, self.device)
@@ -363,6 +379,7 @@ class Run:
         self.choice = choose(cfg.compile, self.device, self.schedule.updates, intervals)
         self.playing = background.choose(cfg.eval.background, cfg.threads, self.schedule.updates)
         self.scoring: Scoring | None = None
+        self.experience: Experience | None = None
         self.lock = lock(path)
         text = OmegaConf.to_yaml(cfg).encode()
         atomic_write(path / "config.yaml", lambda file: file.write(text))
@@ -391,9 +408,9 @@ class Run:
                 self.scoring = self.make_scoring()
                 afterwards.callback(self.scoring.close)
             table = compose.build_table(self.cfg, self.problem, self.seeds, self.device)
-            experience = self.make_experience(table, stop)
-            if experience is not None:
-                afterwards.callback(experience.close)
+            self.experience = self.make_experience(table, stop)
+            if self.experience is not None:
+                afterwards.callback(self.experience.close)
             training = Training(
                 learner=self.learner,
                 table=table,
@@ -405,7 +422,7 @@ class Run:
                 should_stop=lambda: stop.requested,
                 choice=self.choice,
                 report=self.watch_values,
-                experience=experience,
+                experience=self.experience,
             )
             if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
@@ -475,6 +492,8 @@ class Run:
             show("note: the score is fitted and judged, but rollouts do not ask it: add 'filter=[morec]'", "yellow")
         if self.cfg.precision == "bfloat16" and self.device.type == "cpu" and (gain := bfloat16_speedup()) < 1:
             show(f"note: this CPU multiplies bfloat16 at {gain:.2f} of its float32 rate: it costs time here", "yellow")
+        for note in compose.single_model_notes(self.cfg, self.problem, self.model):
+            show(f"note: {note}", "yellow")
         minimum = self.cfg.learner.target_minimum
         if minimum is not None or self.learner.target_penalty is not None:
             limit = "have no lower limit" if minimum is None else f"are kept at {minimum:g} or above"
@@ -718,6 +737,8 @@ class Run:
     def evaluate(self, training: Training, step: int) -> dict[str, float]:
         """Score the policy in the environment, or ask the model, and log it; the newest numbers that are known."""
         learner = training.learner
+        if self.measuring:
+            self.logger.add(self.measure_lipschitz(step), "lipschitz")
         if self.scoring is None:
             horizon = self.model_horizon()
             estimate = model_estimate(learner, training.imagination, self.starts(), horizon, evaluation=step)
@@ -732,6 +753,17 @@ class Run:
         self.scoring.submit(step, learner.policy_state())
         self.logger.hold()  # the row of this update waits for its result
         return before if self.scoring.background else self.collect()
+
+    def measure_lipschitz(self, step: int) -> Metrics:
+        """How steep the critics are, and what of the model's error they see, on rows that the model has held out."""
+        model = self.model if compose.asks_model(self.cfg, self.problem) else None
+        if self.experience is None:
+            rows = Transition(*(x.to(self.device) for x in rows_to_measure(self.problem, model)))
+        else:
+            rows = self.experience.rows_to_measure(lipschitz.ROWS)
+        sources = [generator(seed, "lipschitz", step, device=self.device) for seed in self.seeds]
+        simulator = None if model is None else model.elite_view()
+        return lipschitz.measure(self.learner, rows, self.learner.observation_std, sources, simulator)
 
     def collect(self) -> dict[str, float]:
         """Wait for the evaluation under way, if there is one, and log it in the row of the update it is of."""

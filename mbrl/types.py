@@ -315,8 +315,20 @@ class TargetPenalty(Protocol):
 class Regulariser(Protocol):
     """A term added to the critic loss."""
 
-    def __call__(self, opinion: CriticPass) -> Tensor:
-        """From the critics' forward pass on the batch's own actions -> (S,), differentiable in their parameters."""
+    standardised: bool  # whether it asks for the std of observations, which the learner then keeps with its state
+
+    def noise_size(self, batch_size: int, obs_dim: int, action_dim: int) -> int:
+        """Standard normal numbers needed per seed and update; `obs_dim` is Z, what the critics see."""
+        ...
+
+    def __call__(self, opinion: CriticPass, noise: Tensor, observation_std: Tensor) -> Tensor:
+        """A loss of every seed, (S,), differentiable in the critics' parameters.
+
+        Args:
+            opinion: the critics' forward pass on the batch's own actions.
+            noise: (S, noise_size).
+            observation_std: (S, Z), the unit of a step from one observation to another; 0 where nothing ever varies.
+        """
         ...
 
 
@@ -324,6 +336,7 @@ class Learner(Stateful, Protocol):
     """A policy with an update rule, for the stacked `seeds`."""
 
     seeds: tuple[int, ...]
+    observation_std: Tensor  # (S, Z) the unit of regularisers that move observations; whoever knows the data sets it
 
     def noise_size(self, batch_size: int) -> int:
         """Standard normal numbers that one update needs per seed."""

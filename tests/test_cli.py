@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -19,6 +20,8 @@ from omegaconf import OmegaConf
 from mbrl import compose
 from mbrl.cli import main
 from mbrl.data.builtin import pendulum_log
+from mbrl.log import read_metrics
+from mbrl.run import saved_policy
 
 VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose")
 TINY = [
@@ -421,12 +424,38 @@ def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> 
         ["algo=mopo", "filter=[ravl]", "env=Pendulum-v1", "horizon=20"],
         ["algo=mopo", "filter=[morec,ravl]", "score.steps=20", "env=Pendulum-v1", "horizon=20"],
         ["algo=mobile", "filter=[ravl]", "backup=random_pair", "seeds=2"],
+        ["dynamics=single", "algo=ravl", "filter=[robust_uniform]", "seeds=2"],
+        ["dynamics=single_lipschitz", "algo=edac", "filter=[gradient_penalty]"],
+        ["dynamics=single_lipschitz", "algo=sac_n", "filter=[robust_fgsm,spectral]", "env=Pendulum-v1", "horizon=20"],
+        ["dynamics=single_lipschitz", "algo=mopo", "filter=[morec,ravl,robust_fgsm]", "score.steps=20"],
     ],
     ids=" ".join,
 )
 def test_choices_run(choice: list[str], words: list[str], tmp_path: Path) -> None:
     assert main([*words, *choice]) == 0
     assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
+
+
+def test_how_flat_critics_are_is_logged_and_changes_nothing(words: list[str], finished: Path, tmp_path: Path) -> None:
+    chosen = [*words[:-1], "dynamics=single_lipschitz", "filter=[spectral,robust_fgsm]", "seeds=2"]
+    assert main([*chosen, words[-1]]) == 0
+    rows = [row for row in read_metrics(tmp_path / "run") if any(key.startswith("lipschitz/") for key in row)]
+    assert [row["update"] for row in rows] == [20, 40]  # every evaluation
+    for name in ("local_mean", "local_95", "local_max", "gradient_norm", "spectral_product", "value_error",
+                 "value_error_relative", "model_error", "model_spread"):  # fmt: skip
+        for row in rows:
+            assert math.isfinite(row[f"lipschitz/{name}"])
+            assert row[f"lipschitz/{name}/seed_1"] > 0
+    silent = [*chosen, "lipschitz.measure=false", f"run_dir={tmp_path / 'silent'}"]
+    assert main(silent) == 0
+    assert not any(key.startswith("lipschitz/") for row in read_metrics(tmp_path / "silent") for key in row)
+    states = [torch.load(tmp_path / name / "policy.pt", weights_only=True) for name in ("run", "silent")]
+    assert set(states[0]["learner"]) >= {"spectral", "target_spectral", "observation_std"}
+    assert not {"spectral", "observation_std"} & set(torch.load(finished / "policy.pt", weights_only=True)["learner"])
+    for ours, theirs in zip(states[0]["learner"]["critics"], states[1]["learner"]["critics"], strict=True):
+        assert torch.equal(ours, theirs)
+    # What `mbrl eval` loads is the whole learner.
+    assert saved_policy(tmp_path / "run")[0].spectral is not None
 
 
 def test_the_simulator_as_model_is_not_fitted(log: Path, store: Path, tmp_path: Path, capsys: Any) -> None:

@@ -22,6 +22,7 @@ from mbrl.dynamics.ensemble import EliteView, GaussianEnsemble
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.learn.backups import LowerConfidenceBound, Minimum, RandomPair
 from mbrl.learn.penalties import ModelBellmanInconsistency
+from mbrl.learn.regularisers import Robust
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.coplanner import UncertaintyPlanner
@@ -200,6 +201,111 @@ def test_a_single_model_has_no_disagreement(penalty: str) -> None:
         ConfigError, match=rf"{penalty} measures how several members disagree.*choose penalty=max_aleat"
     ):
         compose.build_imagination(cfg, problem, model)
+
+
+@pytest.mark.parametrize("option", ["single", "single_lipschitz"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["penalty=ensemble_std"], "several members disagree, and dynamics.members is 1; choose penalty=max_aleatoric"),
+        (["algo=mobile"], "how far several elites disagree, and dynamics.elites is 1; raise dynamics.elites"),
+        (
+            ["filter=[morec]", "rollout.select.resample=1"],
+            "one sample of a single model leaves a score nothing to choose from; raise rollout.select.resample, or",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_needs_several_members_says_so(option: str, words: list[str], said: str) -> None:
+    cfg = composed(f"dynamics={option}", *words)
+    problem = compose.load_problem(cfg)
+    model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+    score = compose.build_score(cfg, problem, [0], torch.device("cpu"))
+
+    def build() -> None:
+        compose.build_learner(cfg, 3, 1, [0], torch.device("cpu"), model)
+        compose.build_imagination(cfg, problem, model, score)
+
+    with pytest.raises(ConfigError, match=said):
+        build()
+
+
+def test_one_elite_has_no_disagreement_either() -> None:
+    words = ["dynamics.members=3", "dynamics.elites=1", "penalty=max_pairwise"]
+    assert parts_of(*words) == ["Clip", "Terminate", "Penalise"]
+    with pytest.raises(ConfigError, match=r"several members disagree, and dynamics.elites is 1; choose penalty=max_al"):
+        parts_of(*words, "rollout.members=elites")
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "said"),
+    [
+        ([], 0, ""),
+        (["filter=[truncate]"], 1, "lanes end where the world is noisy"),
+        (["filter=[truncate]", "rollout.truncate.signal=max_std"], 0, ""),
+        (["filter=[morec]", "rollout.truncate=null"], 1, "takes the model for better than it is"),
+        (["filter=[morec]", "score=ranking"], 2, "63 %"),
+        (["filter=[morec]", "score=closest_to_mean", "rollout.truncate=null"], 0, ""),
+        (["algo=edac", "filter=[truncate]"], 0, ""),  # which asks no model
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_means_less_with_a_single_model_is_said(words: list[str], count: int, said: str) -> None:
+    for option, expected in (("single_lipschitz", count), ("ensemble", 0)):
+        cfg = composed(f"dynamics={option}", *words)
+        problem = compose.load_problem(cfg)
+        model = compose.build_model(cfg, problem, [0], torch.device("cpu"))
+        notes = compose.single_model_notes(cfg, problem, model)
+        assert len(notes) == expected
+        assert said in " ".join(notes) or not expected
+
+
+def test_flat_critics_are_a_choice_beside_every_other() -> None:
+    chosen = learner_of("algo=edac", "filter=[spectral,robust_uniform,gradient_penalty,ravl]", "learner.critics=3")
+    assert [type(term).__name__ for term in chosen.regularisers] == ["Diversity", "Robust", "GradientPenalty"]
+    assert chosen.spectral is not None
+    assert chosen.spectral.radius == 5.0
+    robust = chosen.regularisers[1]
+    assert isinstance(robust, Robust)
+    assert (robust.attack, robust.radius, robust.weight, robust.detach_clean) == ("uniform", 0.05, 1.0, False)
+    fgsm = learner_of("filter=[robust_fgsm]", "learner.regularisers.robust.weight=3").regularisers[0]
+    assert isinstance(fgsm, Robust)
+    assert (fgsm.attack, fgsm.weight) == ("fgsm", 3)
+    assert learner_of().spectral is None
+
+
+def test_the_unit_of_observations_is_their_std() -> None:
+    problem = compose.load_problem(composed("filter=[robust_fgsm]"))
+    data = problem.dataset.transitions
+    std = compose.observation_std(problem)
+    torch.testing.assert_close(std, data.obs.std(0, correction=0))
+    still = dataclasses.replace(problem.dataset, transitions=data._replace(obs=data.obs * torch.tensor([1.0, 0, 1])))
+    assert compose.observation_std(dataclasses.replace(problem, dataset=still))[1] == 0
+    cfg = composed("filter=[robust_fgsm]", "learner.hidden=[8]")
+    learner = compose.build_learner(cfg, 3, 1, [0, 1], torch.device("cpu"), observation_std=std)
+    assert torch.equal(learner.observation_std, std.expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("words", "measured"),
+    [
+        ([], False),
+        (["lipschitz.measure=true"], True),
+        (["filter=[spectral]"], True),
+        (["filter=[robust_uniform]"], True),
+        (["filter=[gradient_penalty]"], True),
+        (["filter=[gradient_penalty]", "lipschitz.measure=false"], False),
+        (["dynamics=single"], True),
+        (["dynamics=oracle"], False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_how_flat_critics_are_is_measured_where_it_matters(words: list[str], measured: bool) -> None:
+    cfg = composed(*words)
+    model = compose.build_model(cfg, compose.load_problem(cfg), [0], torch.device("cpu"))
+    assert compose.measures_lipschitz(cfg, model, learner_of(*words)) == measured
+    del cfg["lipschitz"]  # as in runs from before
+    assert compose.measures_lipschitz(cfg, model, learner_of()) == (words == ["dynamics=single"])
 
 
 def test_mobile_asks_the_elites_and_leaves_rewards_alone() -> None:
@@ -568,6 +674,8 @@ def test_a_missing_tuned_key_is_named(tmp_path: Path) -> None:
         ("seeds=0", "seeds=0: expected"),
         ("seed=-1", "seed=-1: expected a whole number, 0 or more"),
         ("dynamics.members=true", "dynamics.members=True: expected"),
+        ("lipschitz.measure=often", "lipschitz.measure=often: expected true, false or auto"),
+        ("learner.spectral_radius=-1", "learner.spectral_radius=-1: expected a number, 0 or more"),
         ("learner.critics=0", "learner.critics=0: expected a whole number, 1 or more"),
         ("checkpoint_seconds=often", "checkpoint_seconds=often: expected a number of seconds"),
     ],

@@ -94,7 +94,7 @@ def diagnosed(run: Path) -> dict[str, Any]:
 
 def test_every_diagnosis_is_there_with_its_figure(run: Path, diagnosed: dict[str, Any]) -> None:
     assert list(diagnosed) == [
-        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "edge", "error_map"
+        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "edge", "flatness", "error_map"
     ]  # fmt: skip
     assert diagnosed["scores"] == ["residual", "closest_to_mean", "log_likelihood"]
     figures = {path.stem for path in (run / "diagnose").glob("*.png")}
@@ -150,6 +150,17 @@ def test_imagination_is_the_run_s_own(run: Path) -> None:
     assert case.imagination.length == 3
     (cut,) = (part for part in case.imagination.filters.filters if isinstance(part, Truncate))
     assert cut.threshold() == read(run / "meta.json")["truncate"]["threshold"]
+
+
+def test_how_flat_the_critics_of_a_run_are(diagnosed: dict[str, Any]) -> None:
+    flat = diagnosed["flatness"]
+    assert {len(values) for values in flat.values()} == {len(diagnosed["seeds"])}
+    for mean, high, most, product in zip(
+        *(flat[name] for name in ("local_mean", "local_95", "local_max", "spectral_product")), strict=True
+    ):
+        assert 0 < mean <= high <= most
+        assert product > 0
+    assert all(value > 0 for value in flat["value_error"])
 
 
 def test_the_edge_needs_no_simulator(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from gymnasium.envs.classic_control.pendulum import PendulumEnv
 from mbrl.checkpoint import load_latest
 from mbrl.cli import main
 from mbrl.data.builtin import pendulum_log
+from mbrl.log import read_metrics
 
 UPDATES, EVALUATE_EVERY = 600, 100
 EPOCHS = 12
@@ -376,6 +377,22 @@ def test_mobile_killed_and_resumed_equals_undisturbed(reference: Reference, tmp_
     assert main(["train", f"resume={path}", RARE]) == 0
     assert (path / "policy.pt").read_bytes() == (tmp_path / "undisturbed" / "policy.pt").read_bytes()
     assert without_time(path) == without_time(tmp_path / "undisturbed")
+
+
+def test_flat_critics_killed_and_resumed_equal_undisturbed(reference: Reference, tmp_path: Path) -> None:
+    """Singular vectors and the std of observations are state; measurements are functions of the update."""
+    flat = [
+        "updates=200", "dynamics=single_lipschitz", "dynamics.members=1", "dynamics.elites=1",
+        "learner.spectral_radius=1", "filter=[robust_fgsm,gradient_penalty]",
+    ]  # fmt: skip
+    assert main(reference.words(tmp_path / "undisturbed", reference.store, RARE, *flat)) == 0
+    path = tmp_path / "run"
+    process = start(reference.words(path, tmp_path / "store", ALWAYS, *flat), tmp_path / "output")
+    assert kill_when(process, lambda: 70 <= newest(path / "checkpoints") < 200)
+    assert main(["train", f"resume={path}", RARE]) == 0
+    assert (path / "policy.pt").read_bytes() == (tmp_path / "undisturbed" / "policy.pt").read_bytes()
+    assert without_time(path) == without_time(tmp_path / "undisturbed")
+    assert any("lipschitz/value_error" in row for row in read_metrics(path))
 
 
 def test_a_stop_ends_the_sweep(reference: Reference, tmp_path: Path) -> None:

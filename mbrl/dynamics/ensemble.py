@@ -19,6 +19,7 @@ from torch import Tensor
 from mbrl.capture import capture, gradients
 from mbrl.nets import Params, Precision, generator, init_mlp, mlp, normal_init, product_dtype
 from mbrl.optim import Adam, copy_tensors
+from mbrl.spectral import SpectralLimit, shrink
 from mbrl.types import Metrics, Prediction, StateDict, Transition
 
 
@@ -125,6 +126,8 @@ class GaussianEnsemble:
             these units. Predictions are in environment units all the same.
         schedule: of the learning rate; `cosine` falls to 1 % at the end of `max_steps` or `max_epochs`. A fit that
             ends by `patience` has not seen its last part: set that to None.
+        spectral_radius: the largest spectral norm of a layer while fitting and predicting (`mbrl.spectral`), in scaled
+            inputs and targets; None for no limit. The last layer is that of mean and log-variance together.
         logvar_weight: weight of the term that pulls the learned log-variance bounds together.
         precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
@@ -155,6 +158,7 @@ class GaussianEnsemble:
         beta: float = 0.5,
         standardise_targets: bool = False,
         schedule: Literal["constant", "cosine"] = "constant",
+        spectral_radius: float | None = None,
         logvar_weight: float = 0.01,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
@@ -184,7 +188,9 @@ class GaussianEnsemble:
         self.max_epochs, self.max_steps = max_epochs, max_steps
         self.criterion = losses[loss]
         self.standardise_targets, self.schedule = standardise_targets, schedule
-        self.logvar_weight = logvar_weight
+        self.spectral_radius, self.logvar_weight = spectral_radius, logvar_weight
+        if spectral_radius is not None and not spectral_radius > 0:
+            raise ValueError(f"dynamics.spectral_radius={spectral_radius} must be more than 0; null is no limit")
         self.dtype = product_dtype(precision)
         self.device = torch.device(device)
         self.mode: Literal["eager", "compile", "graph"] = "eager"  # how the updates of a fit run, see `mbrl.capture`
@@ -304,10 +310,12 @@ class GaussianEnsemble:
         stale = torch.zeros(len(self.seeds), dtype=torch.long, device=self.device)
         active = torch.ones(len(self.seeds), dtype=torch.bool, device=self.device)
         epoch, epochs = 0, self.epochs(rows)
-        step = capture(lambda index, rate: self._step(table, index, optimiser, trained, rate), self.mode)
+        limit = self._spectral_limit()
+        step = capture(lambda index, rate: self._step(table, index, optimiser, trained, rate, limit), self.mode)
 
         def state() -> StateDict:
-            return {
+            vectors = {} if limit is None else {"spectral": limit.tensors()}
+            return vectors | {
                 "epoch": epoch,
                 "trained": trained,
                 "optimiser": optimiser.state_dict(),
@@ -324,11 +332,14 @@ class GaussianEnsemble:
             for name, target in (("trained", trained), ("best_params", best_params), ("final_bounds", final_bounds)):
                 copy_tensors(target, resume[name])
             copy_tensors([best, stale, active], [resume["best"], resume["stale"], resume["active"]])
+            if limit is not None:
+                copy_tensors(limit.tensors(), resume["spectral"])
 
         while bool(active.any()) and (epochs is None or epoch < epochs):
             train_loss = self._epoch(step, split.bootstrap, epoch, should_stop, part)
             epoch += 1
-            holdout = self._holdout_error(held_out)
+            layers = self.params if limit is None else limit.shrunk(self.params)
+            holdout = self._holdout_error(layers, held_out)
             if not bool((torch.isfinite(train_loss) | ~active).all()):
                 raise FloatingPointError(
                     f"the dynamics loss became {train_loss.tolist()} in epoch {epoch}; look for extreme values "
@@ -336,7 +347,7 @@ class GaussianEnsemble:
                 )
             better = (holdout < best * (1.0 - self.improvement)) & active.unsqueeze(-1)
             best = torch.where(better, holdout, best)
-            for kept, now in zip(best_params, self.params, strict=True):
+            for kept, now in zip(best_params, layers, strict=True):
                 kept.copy_(torch.where(better[..., None, None], now, kept))
             # The published code does not roll the bounds back with the snapshots; a stopped seed's bounds rest.
             for rest, bound in zip(final_bounds, (self.max_logvar, self.min_logvar), strict=True):
@@ -347,11 +358,20 @@ class GaussianEnsemble:
             if on_progress is not None:
                 on_progress(FitReport(epoch, holdout, best, active, train_loss, state))
 
+        if self.spectral_radius is not None:  # one iteration an update follows the norm, and lags behind it
+            best_params = shrink(best_params, self.spectral_radius)
         copy_tensors(self.params, best_params)
         copy_tensors([self.max_logvar, self.min_logvar], final_bounds)
         self.holdout_error = best
         self.elites = best.argsort(dim=-1, stable=True)[:, : self.elite_count]
         self._settle()
+
+    def _spectral_limit(self) -> SpectralLimit | None:
+        """The limit on the layers of a fit; None for no limit."""
+        if self.spectral_radius is None:
+            return None
+        sources = [generator(seed, "dynamics", "spectral") for seed in self.seeds]
+        return SpectralLimit(self.params, self.spectral_radius, sources)
 
     def split(self, rows: int, part: int = 0) -> Split:
         """Each seed's own holdout rows and each member's own bootstrap of the others: functions of (seed, part)."""
@@ -432,10 +452,20 @@ class GaussianEnsemble:
             total += step(index, self._rate(begin + i, whole))["loss"]
         return total / (steps * self.members)
 
-    def _step(self, table: Tensor, index: Tensor, optimiser: Adam, trained: Sequence[Tensor], rate: Tensor) -> Metrics:
+    def _step(
+        self,
+        table: Tensor,
+        index: Tensor,
+        optimiser: Adam,
+        trained: Sequence[Tensor],
+        rate: Tensor,
+        limit: SpectralLimit | None = None,
+    ) -> Metrics:
         """One update of all members on rows index (S, E, B); `loss` (S,) is without the bounds' term."""
         x, y = self._inputs_and_targets(table.index_select(0, index.flatten()).view(*index.shape, -1))
-        grads, fit = gradients(lambda params: self.loss(params, x, y), trained)
+        if limit is not None:
+            limit.follow(self.params)
+        grads, fit = gradients(lambda params: self.loss(params, x, y, limit), trained)
         # The gradient of weight_decay/2 ||W||^2, added here because it needs no graph.
         decayed = [
             grad.add(trained[i], alpha=self.weight_decay[i // 2]) if i % 2 == 0 and i < len(self.params) else grad
@@ -444,26 +474,33 @@ class GaussianEnsemble:
         optimiser.step(decayed, rate)
         return {"loss": fit}
 
-    def loss(self, trained: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, trained: Sequence[Tensor], x: Tensor, y: Tensor, limit: SpectralLimit | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The loss of scaled inputs x and targets y (S, E, B, .).
 
         Args:
             trained: the layers, then the upper and the lower bound of the log-variance.
+            x: (S, E, B, O+A).
+            y: (S, E, B, O+1).
+            limit: of the layers.
 
         Returns:
             The sum over seeds and members of the mean over rows and dimensions, plus the bounds' term; and the first
             part for each seed (S,).
         """
         *layers, max_logvar, min_logvar = trained
+        if limit is not None:
+            layers = limit.shrunk(layers)
         mean, raw_logvar = mlp(layers, x, F.silu, self.dtype).chunk(2, -1)
         logvar = soft_clamp(raw_logvar, min_logvar, max_logvar)
         fit = self.criterion(mean, logvar, y).mean((-2, -1)).sum(-1)
         return fit.sum() + self.logvar_weight * (max_logvar - min_logvar).sum(), fit
 
-    def _holdout_error(self, held_out: Tensor) -> Tensor:
+    def _holdout_error(self, layers: Params, held_out: Tensor) -> Tensor:
         """(S, E) mean squared error of the predicted mean, without the variance."""
         x, y = self._inputs_and_targets(held_out)
-        return (mlp(self.params, x, F.silu, self.dtype).chunk(2, -1)[0] - y).square().mean((-2, -1))
+        return (mlp(layers, x, F.silu, self.dtype).chunk(2, -1)[0] - y).square().mean((-2, -1))
 
     # -- state ---------------------------------------------------------------------------------------------------
 

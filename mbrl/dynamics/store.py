@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 import torch
 
-from mbrl import capture, nets, optim
+from mbrl import capture, nets, optim, spectral
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitStopped
 from mbrl.types import Fittable, StateDict
 
-CODE: tuple[ModuleType, ...] = (ensemble, nets, optim, capture)
+CODE: tuple[ModuleType, ...] = (ensemble, nets, spectral, optim, capture)
 
 
 def store_key(dataset_hash: str, settings: Mapping[str, Any], code: tuple[ModuleType, ...] = CODE) -> str:

@@ -139,7 +139,7 @@ class RandomPrior(SAC):
         self._values = lambda critics, z, action: q_values(critics, z, action) + q_values(self.priors, z, action)
 
     def critic_loss(
-        self, critics: Params, z: Tensor, action: Tensor, target: Tensor
+        self, critics: Params, z: Tensor, action: Tensor, target: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As in `SAC`, of the sum of what is learnt and what is fixed; without regularisers."""
         q = self._values(critics, z, action)

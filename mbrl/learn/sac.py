@@ -18,6 +18,7 @@ from mbrl.capture import gradients
 from mbrl.learn.backups import minimum
 from mbrl.learn.encoders import Identity
 from mbrl.nets import (
+    CriticPass,
     Params,
     Precision,
     criticise,
@@ -29,6 +30,7 @@ from mbrl.nets import (
     squash,
 )
 from mbrl.optim import Adam, copy_tensors
+from mbrl.spectral import SpectralLimit
 from mbrl.types import Backup, Batch, Encoder, Metrics, Regulariser, StateDict, TargetPenalty
 
 
@@ -63,6 +65,11 @@ class SAC:
         regularisers: terms added to the critic loss.
         layer_norm: normalise the critics' hidden layers before their ReLU (as in RLPD, Ball et al. 2023, there with
             learnt gains): what a critic says beyond its data then hardly grows with the distance.
+        spectral_radius: the largest spectral norm of a critic's layer (`mbrl.spectral`); None for no limit. `critics`
+            and `target_critics` are then the weights before they are shrunk; `limited` and `limited_targets` are what
+            counts.
+        observation_std: (Z,) or (S, Z), the unit in which regularisers move observations; None for 1. It may be changed
+            later, in place.
         precision: of the matrix products; parameters, activations, losses and moments are float32 always.
         device: where everything lives.
     """
@@ -92,6 +99,8 @@ class SAC:
         target_minimum: float | None = None,
         regularisers: Sequence[Regulariser] = (),
         layer_norm: bool = False,
+        spectral_radius: float | None = None,
+        observation_std: Tensor | None = None,
         precision: Precision = "float32",
         device: torch.device | str = "cpu",
     ) -> None:
@@ -121,32 +130,52 @@ class SAC:
         self.critics = [p.to(device) for p in init_mlp([z + action_dim, *hidden, 1], critic_sources, (critics,))]
         self.target_critics = [p.clone() for p in self.critics]
         self.log_temperature = torch.full((len(self.seeds),), math.log(initial_temperature), device=device)
+        # Target critics have vectors of their own: by the critics' they were found to lie 75 % above the radius.
+        self.spectral: SpectralLimit | None = None
+        self.target_spectral: SpectralLimit | None = None
+        if spectral_radius is not None:
+            self.spectral, self.target_spectral = (
+                SpectralLimit(self.critics, spectral_radius, [generator(seed, "learner", "spectral") for seed in seeds])
+                for _ in range(2)
+            )
+        self.observation_std = torch.ones((len(self.seeds), z), device=device)
+        if observation_std is not None:
+            self.observation_std.copy_(observation_std)
+        self._standardised = any(term.standardised for term in self.regularisers)
         self.actor_optimiser = Adam(self.actor, actor_learning_rate)
         self.critic_optimiser = Adam(self.critics, critic_learning_rate)
         self.temperature_optimiser = Adam([self.log_temperature], temperature_learning_rate)
 
     def noise_size(self, batch_size: int) -> int:
-        """An action per row, `backup_actions` per next state, and what backup and target penalty ask for."""
+        """An action per row, `backup_actions` per next state, and what backup, penalty and regularisers ask for."""
         size = (1 + self.backup_actions) * batch_size * self.action_dim + self._backup_noise
-        if self.target_penalty is None:
-            return size
-        return size + self.target_penalty.noise_size(batch_size, self.obs_dim, self.action_dim)
+        if self.target_penalty is not None:
+            size += self.target_penalty.noise_size(batch_size, self.obs_dim, self.action_dim)
+        return size + sum(self._regulariser_noise(batch_size))
+
+    def _regulariser_noise(self, batch_size: int) -> list[int]:
+        width = self.observation_std.shape[-1]
+        return [term.noise_size(batch_size, width, self.action_dim) for term in self.regularisers]
 
     def update(self, batch: Batch, noise: Tensor, progress: Tensor) -> Metrics:
         """One step of everything on a batch (S, B); noise (S, noise_size); progress () in [0, 1] of the run."""
         rows = batch.transition.reward.shape[-1]
         own, following = rows * self.action_dim, self.backup_actions * rows * self.action_dim
-        rest = noise.shape[-1] - own - following - self._backup_noise
-        here, there, chance, extra = noise.split([own, following, self._backup_noise, rest], -1)
+        regular = sum(self._regulariser_noise(rows))
+        rest = noise.shape[-1] - own - following - self._backup_noise - regular
+        here, there, chance, extra, moves = noise.split([own, following, self._backup_noise, rest, regular], -1)
         here, there = (x.unflatten(-1, (-1, self.action_dim)) for x in (here, there))
         z = self.encoder(batch.transition.obs)
 
+        if self.spectral is not None and self.target_spectral is not None:
+            self.spectral.follow(self.critics)
+            self.target_spectral.follow(self.target_critics)
         penalty = None
         if self.target_penalty is not None:
             penalty = self.target_penalty(batch, self.target_q, self.sample, extra)
         target = self.target(batch, there, penalty, chance)
         grads, (critic_loss, q) = gradients(
-            lambda critics: self.critic_loss(critics, z, batch.transition.action, target), self.critics
+            lambda critics: self.critic_loss(critics, z, batch.transition.action, target, moves), self.critics
         )
         self.critic_optimiser.step(grads)
 
@@ -187,7 +216,7 @@ class SAC:
         if self.backup_actions > 1:
             z, mean, log_std = (x.repeat(1, self.backup_actions, 1) for x in (z, mean, log_std))
         action, log_density = squash(mean, log_std, noise)
-        next_q = self._values(self.target_critics, z, action)
+        next_q = self._values(self.limited_targets(), z, action)
         if self.backup_actions > 1:
             next_q = next_q.unflatten(-1, (self.backup_actions, -1)).amax(-2)
         value = self.backup(next_q, noise.new_empty(0) if chance is None else chance)
@@ -199,32 +228,46 @@ class SAC:
         return target if self.target_minimum is None else target.clamp(min=self.target_minimum)
 
     def critic_loss(
-        self, critics: Params, z: Tensor, action: Tensor, target: Tensor
+        self, critics: Params, z: Tensor, action: Tensor, target: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Squared error, mean over rows, summed over critics and seeds, plus regularisers.
+        """Squared error, mean over rows, summed over critics and seeds, plus regularisers and their noise (S, n).
 
         Returns the sum over seeds, the loss of each seed (S,) and the values (S, E, B).
         """
-        opinion = criticise(critics, z, action, self._dtype, self.layer_norm)
+        opinion = criticise(self.limited(critics), z, action, self._dtype, self.layer_norm)
         loss = (opinion.values - target.unsqueeze(-2)).square().mean(-1).sum(-1)
-        for term in self.regularisers:
-            loss = loss + term(opinion)
+        noise = target.new_empty((len(self.seeds), 0)) if noise is None else noise
+        sizes = self._regulariser_noise(target.shape[-1])
+        for term, own in zip(self.regularisers, noise.split(sizes, -1) if sizes else (), strict=True):
+            loss = loss + term(opinion, own, self.observation_std)
         return loss.sum(), (loss, opinion.values)
 
     def actor_loss(self, actor: Params, z: Tensor, noise: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Mean of alpha log pi - the backup's objective: summed over seeds, of each seed (S,), and log pi (S, B)."""
         action, log_density = squash(*self._policy(actor, z), noise)
-        q = self.backup.objective(self._values(self.critics, z, action))
+        q = self.backup.objective(self._values(self.limited(self.critics), z, action))
         loss = (self.log_temperature.exp().unsqueeze(-1) * log_density - q).mean(-1)
         return loss.sum(), (loss, log_density)
 
+    def limited(self, critics: Params) -> Params:
+        """The critics' weights (S, E, in, out) as they count: shrunk where a layer's spectral norm is limited."""
+        return critics if self.spectral is None else self.spectral.shrunk(critics)
+
+    def limited_targets(self) -> Params:
+        """The same of the target critics."""
+        return self.target_critics if self.target_spectral is None else self.target_spectral.shrunk(self.target_critics)
+
+    def opinion(self, obs: Tensor, action: Tensor) -> CriticPass:
+        """What the critics say, and what one may ask of it: obs (S, B, O), action (S, B, A)."""
+        return criticise(self.limited(self.critics), self.encoder(obs), action, self._dtype, self.layer_norm)
+
     def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Target critics: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
-        return self._values(self.target_critics, self.encoder(obs), action)
+        return self._values(self.limited_targets(), self.encoder(obs), action)
 
     def q(self, obs: Tensor, action: Tensor) -> Tensor:
         """Critics without gradient: obs (S, B, O), action (S, B, A) -> (S, E, B)."""
-        return self._values(self.critics, self.encoder(obs), action)
+        return self._values(self.limited(self.critics), self.encoder(obs), action)
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
         """An action of the stochastic policy: obs (S, N, O), noise (S, N, A) -> (S, N, A)."""
@@ -244,12 +287,17 @@ class SAC:
         return torch.tanh(self._policy(self.actor, self.encoder(obs))[0])
 
     def _lists(self) -> dict[str, list[Tensor]]:
-        return {
+        lists = {
             "actor": self.actor,
             "critics": self.critics,
             "target_critics": self.target_critics,
             "log_temperature": [self.log_temperature],
         }
+        if self.spectral is not None and self.target_spectral is not None:
+            lists |= {"spectral": self.spectral.tensors(), "target_spectral": self.target_spectral.tensors()}
+        if self._standardised:
+            lists["observation_std"] = [self.observation_std]
+        return lists
 
     def _optimisers(self) -> dict[str, Adam]:
         return {

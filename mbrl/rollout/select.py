@@ -89,15 +89,20 @@ class ScoredCandidates:
         self.pick, self.temperature = pick, temperature
         self.limit = math.inf if released_clip is None else released_clip
 
+    @property
+    def samples(self) -> bool:
+        """Whether candidates are drawn, or a mean is taken."""
+        return self.pick in ("argmax", "softmax")
+
     def noise_size(self, outputs: int) -> int:
         """A number per candidate and output; none where nothing is sampled."""
-        return 0 if self.pick in ("mean", "corrected_mean") else self.elites * self.resample * outputs
+        return self.elites * self.resample * outputs if self.samples else 0
 
     def __call__(
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The score is that of the chosen candidate; of a mean, corrected or not, it is the elite mean's own."""
-        if self.pick in ("mean", "corrected_mean"):
+        if not self.samples:
             believed = prediction.of(elites).mean.mean(-3, keepdim=True).clamp(-self.limit, self.limit)
             score = self.score(obs, action, believed, prediction, elites).squeeze(-2)
             next_obs, reward = believed[..., 0, :, :-1], believed[..., 0, :, -1]

@@ -24,7 +24,7 @@ from torch.distributions import Normal
 from torch.distributions.transforms import TanhTransform
 
 from mbrl.learn.sac import SAC
-from mbrl.nets import generator, randn
+from mbrl.nets import CriticPass, generator, randn
 from mbrl.types import Batch
 
 SLACK = 0.05  # how far from its analytic value a probe's Q may be after a few hundred updates
@@ -362,7 +362,18 @@ def test_target_takes_the_penalty_off_and_adds_regularisers_to_the_loss() -> Non
 
     plain, penalised = SAC(3, 2, (0, 1), hidden=(8,)), SAC(3, 2, (0, 1), hidden=(8,), target_penalty=Half())
     assert penalised.noise_size(16) == plain.noise_size(16) + 3 == 2 * 16 * 2 + 3
-    regular = SAC(3, 2, (0, 1), hidden=(8,), regularisers=[lambda opinion: 10 + 0 * opinion.values.mean((-2, -1))])
+
+    class Ten:
+        standardised = False
+
+        def noise_size(self, batch_size: int, obs_dim: int, action_dim: int) -> int:
+            return 0
+
+        def __call__(self, opinion: CriticPass, noise: Tensor, observation_std: Tensor) -> Tensor:
+            assert noise.shape == (2, 0)
+            return 10 + 0 * opinion.values.mean((-2, -1))
+
+    regular = SAC(3, 2, (0, 1), hidden=(8,), regularisers=[Ten()])
     batch, noise = batches((0, 1), 1)[0]
     longer = torch.cat([noise, torch.zeros(2, 3)], -1)
     first = plain.update(batch, noise, torch.tensor(0.0))
