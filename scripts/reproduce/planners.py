@@ -45,7 +45,10 @@ ROWS: dict[str, tuple[str, Planner | None]] = {
     "icem-15-white": ("iCEM H15 N100x3 colour 0", ICEM(15, 100, 3, colour=0.0)),
     "mppi-15": ("MPPI H15 N350x1 sigma 1, lambda 1", MPPI(15, 350, 1, **IN_RETURNS)),
     "mppi-15-narrow": ("MPPI same, sigma 0.2", MPPI(15, 350, 1, std=0.2, **IN_RETURNS)),
-    "mppi-15-free-narrow": ("MPPI same, no control cost", MPPI(15, 350, 1, 0.2, 0.7, 1.0, False, 0.0)),
+    "mppi-15-free-narrow": (
+        "MPPI H15 sigma 0.2, lambda 1, no control cost",
+        MPPI(15, 350, 1, 0.2, 0.7, 1.0, False, 0.0),
+    ),
     "mppi-15-rescaled": ("MPPI H15 sigma 1, lambda 0.1 stds (default)", MPPI(15, 350, 1)),
     "random": ("random actions", None),
 }
