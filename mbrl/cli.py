@@ -70,6 +70,7 @@ mbrl train: a dataset in, a policy out.
   mbrl train task=hopper-medium-v2 seeds=5                       a benchmark task, five seeds side by side
   mbrl train dataset=/data/plant.npz env=null                    your own logs, no simulator
   mbrl train dataset=logs.hdf5 env=Hopper-v5 updates=300000
+  mbrl train loop=online algo=mbpo env=Pendulum-v1               real steps while training goes on (docs/online.md)
   mbrl train resume=runs/pendulum-mopo-seed0/2026-01-31_12-00-00
 
 What most people set:
@@ -77,6 +78,7 @@ What most people set:
   dataset=STRING   minari:ID, d4rl:NAME, neorl:NAME, neorl2:NAME, builtin:NAME, or a path (.npz, .hdf5, Minari folder)
   env=ID           Gymnasium id, module:Id, package.module:factory, or null for no simulator
   algo=NAME        {algo}
+  loop=NAME        {loop}
   filter=[...]     {filter}
   score=NAME       {score}
   dynamics=NAME    {dynamics}

@@ -254,6 +254,12 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
     cfg.device = device
     compose.register_resolvers()
     problem = saved_problem(path, cfg, meta)
+    if not len(problem.dataset.transitions.reward):
+        raise ConfigError(
+            f"{path} is an online run that began without a dataset, and what is judged here is judged by a dataset's "
+            f"held-out rows. Its real steps are datasets: `mbrl fit dataset={path}/experience/seed_N.hdf5`, and "
+            "diagnose that"
+        )
     where = compose.choose_device(device)
     model = saved_model(path, cfg, problem, meta["seeds"], where)
     learner = newest_policy(path, cfg, model)

@@ -10,9 +10,11 @@ holds the actions, which are rows of the table anyway, and a resumed run replays
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mbrl.checkpoint import save_checkpoint
 from mbrl.data.collect import Player, uniform_policy
 from mbrl.data.ring import ReplayTable
+from mbrl.data.write import Episode, write_hdf5
 from mbrl.dynamics.ensemble import FitStopped, GaussianEnsemble
 from mbrl.nets import generator, randn
 from mbrl.optim import copy_tensors
@@ -281,6 +285,42 @@ class Experience:
             self.lengths[s], self.returns[s] = 0, 0.0
             obs = player.begin(PURPOSE, self.episodes[s])
         return obs
+
+    def lived(self, s: int) -> list[Episode]:
+        """Seed number s's own steps as episodes; the last one may be under way, and ends as by a time limit."""
+        rows = Transition(*(x[s].cpu() for x in self.table.own()))
+        player = self.players[s]
+        action = player.to_environment(rows.action)
+        obs, next_obs, reward = (x.numpy().copy() for x in (rows.obs, rows.next_obs, rows.reward))
+        # A terminal row that led back to where the next episode begins would still be an end.
+        ends = (rows.terminal[:-1].numpy() | (next_obs[:-1] != obs[1:]).any(-1)).nonzero()[0] + 1
+        bounds = [0, *ends.tolist(), len(reward)]
+        return [
+            Episode(
+                obs=np.concatenate([obs[begin:end], next_obs[end - 1 : end]]),
+                action=action[begin:end],
+                reward=reward[begin:end],
+                terminated=bool(rows.terminal[end - 1]),
+                seed=player.reset_seed(PURPOSE, number),
+            )
+            for number, (begin, end) in enumerate(itertools.pairwise(bounds))
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Keep what was lived through and learnt: `experience/seed_N.hdf5`, a dataset each, and the fitted model."""
+        for s, seed in enumerate(self.learner.seeds):
+            player = self.players[s]
+            if self.steps:
+                write_hdf5(
+                    folder / "experience" / f"seed_{seed}.hdf5",
+                    self.lived(s),
+                    env_id=player.name,
+                    source=f"real steps of an online run of mbrl, seed {seed}",
+                    action_low=player.action_low,
+                    action_high=player.action_high,
+                )
+        if isinstance(self.model, GaussianEnsemble) and self.fits:
+            save_checkpoint(folder / "dynamics" / "model", self.fits, self.model.state_dict(), keep=1)
 
     def close(self) -> None:
         """Close the environments."""

@@ -442,6 +442,8 @@ class Run:
             if training.step > first:
                 self.rate = (training.step - first) / (time.monotonic() - began)
             self.save_policy(training)
+            if self.experience is not None:
+                self.experience.write(self.run.path)
             if not complete:
                 return self.interrupted("train", training.step)
             return self.finished(training.step)

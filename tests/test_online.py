@@ -16,10 +16,11 @@ import pytest
 import torch
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
+from mbrl.checkpoint import load_latest
 from mbrl.cli import main
 from mbrl.data.collect import Player
 from mbrl.data.ring import ReplayTable
-from mbrl.data.sources import no_dataset
+from mbrl.data.sources import load_dataset, no_dataset
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, randn
@@ -258,6 +259,24 @@ def test_a_run_reports_against_real_steps(undisturbed: Path) -> None:
     assert (undisturbed / "learning_curve.png").exists()
 
 
+def test_a_run_leaves_its_steps_as_datasets_and_its_last_model(undisturbed: Path) -> None:
+    found = load_latest(undisturbed / "checkpoints")
+    assert found is not None
+    rows = found[1]["training"]["table"]["own"]
+    for s in (0, 1):
+        dataset = load_dataset(str(undisturbed / "experience" / f"seed_{s}.hdf5"))
+        data = dataset.transitions
+        packed = torch.cat([data.obs, data.action, data.next_obs, data.reward.unsqueeze(-1)], -1)
+        torch.testing.assert_close(packed, rows[s, :, :8], rtol=0, atol=1e-6)
+        assert dataset.episode_end.nonzero().flatten().tolist() == [69, 139, 209, 259]
+        assert not bool(data.terminal.any())
+    model = load_latest(undisturbed / "dynamics" / "model")
+    assert model is not None
+    for name, tensor in found[1]["training"]["experience"]["model"].items():
+        assert torch.equal(model[1][name], tensor)
+    assert main(["diagnose", str(undisturbed)]) == 1
+
+
 @pytest.mark.parametrize("at", [37, 301, 444])  # the warm-up; training; both count the two seeds' steps
 def test_stopped_and_resumed_equals_undisturbed(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -305,8 +324,6 @@ def test_offline_to_online(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     begun = tmp_path / "begun"
     assert main([*online, "task=pendulum", "loop.dataset=true", f"loop.start={offline}", f"run_dir={begun}"]) == 0
     assert "begins with the policy of" in capsys.readouterr().out
-    from mbrl.checkpoint import load_latest
-
     found = load_latest(begun / "checkpoints")
     assert found is not None
     table = found[1]["training"]["table"]
