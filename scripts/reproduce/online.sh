@@ -6,16 +6,20 @@
 #   TASKS="Pendulum-v1 InvertedPendulum-v5" ARMS="sac mbpo ..." SEEDS=5 scripts/reproduce/online.sh runs/online
 #   SMOKE=1 ...      every arm for a moment: does it run?
 #
-# Small networks (2 x 64), so that all of it is an hour or two of one core. Started again it goes on where it was stopped.
+# Small networks, so that all of it is an hour or two of one core. Started again it goes on where it was stopped.
 set -euo pipefail
 folder=$1
 shift
 seeds=${SEEDS:-5}
-set -- "learner.hidden=[64,64]" "dynamics.hidden=[64,64]" eval.episodes=5 "$@"
+set -- "dynamics.hidden=[64,64]" eval.episodes=5 "$@"
 if [ -n "${SMOKE:-}" ]; then
   set -- loop.steps=60 loop.warm_up=30 loop.fit_every=25 loop.evaluate_every=15 rollout.lanes=50 dynamics.max_epochs=2 "$@"
 fi
 for task in ${TASKS:-Pendulum-v1 InvertedPendulum-v5}; do
+  case $task in
+    Pendulum*) hidden="[64,64]" ;;
+    *) hidden="[128,128]" ;;
+  esac
   for arm in ${ARMS:-sac mbpo coplanner coplanner_rollouts coplanner_explore single spectral robust_fgsm robust_uniform gradient_penalty}; do
     run=$folder/$task/$arm
     if [ -e "$run/summary.json" ] && grep -q '"status": "finished"' "$run/summary.json"; then continue; fi
@@ -32,7 +36,8 @@ for task in ${TASKS:-Pendulum-v1 InvertedPendulum-v5}; do
       single) what=(algo=mbpo dynamics=single) ;;
       *) what=(algo=mbpo dynamics=single "filter=[$arm]") ;;
     esac
-    mbrl train loop=online "env=$task" "${what[@]}" "seeds=$seeds" progress=false "run_dir=$run" "$@"
+    mbrl train loop=online "env=$task" "${what[@]}" "learner.hidden=$hidden" "seeds=$seeds" progress=false \
+      "run_dir=$run" "$@"
   done
   python "$(dirname "$0")/online_table.py" "$folder/$task" $(ls -d "$folder/$task"/*/)
 done
