@@ -302,6 +302,26 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed: Path, tmp_path: Path
     assert result(path)[0] == result(undisturbed)[0]
 
 
+def test_a_compiled_update_sees_new_rows_without_being_compiled_anew() -> None:
+    data = no_dataset("none", 3, np.array([-1.0]), np.array([1.0])).transitions
+    table = ReplayTable(data, 8, 1, steps=16)
+    compiled = 0
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return module.forward
+
+    sample = torch.compile(lambda uniform: table.sample(uniform, 2).transition.reward, backend=backend, fullgraph=True)
+    uniform = torch.tensor([[0.0, 0.999]], dtype=torch.float64)
+    flag = torch.zeros((1, 1), dtype=torch.bool)
+    for step in range(6):
+        row = torch.full((1, 1, 3), float(step))
+        table.append(Transition(row, row[..., :1], row[..., 0], row, flag, ~flag))
+        assert sample(uniform).tolist() == [[0.0, float(step)]]
+    assert compiled == 1
+
+
 def test_an_environment_that_does_not_replay_is_said(tmp_path: Path) -> None:
     lived = experience("test_online:NoisyReset", [0], Interaction(100, 30))
     lived.advance(0)

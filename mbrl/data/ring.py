@@ -102,7 +102,7 @@ class ReplayTable:
         Raises:
             ValueError: rows of the dataset are asked for and there are none.
         """
-        if real and not (self.real_rows or self.appended):
+        if real and not (self.real_rows or self.steps):  # nothing that grows: a compiled update would be compiled anew
             raise ValueError(f"{real} real rows asked for, but the table has none")
         from_data = self._real_index(uniform)
         filled = self.written.clamp(max=self._limit).unsqueeze(-1)
