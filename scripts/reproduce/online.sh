@@ -11,7 +11,7 @@ set -euo pipefail
 folder=$1
 shift
 seeds=${SEEDS:-5}
-set -- "dynamics.hidden=[64,64]" eval.episodes=5 "$@"
+set -- "dynamics.hidden=[64,64]" eval.episodes=5 lipschitz.measure=true "$@"
 if [ -n "${SMOKE:-}" ]; then
   set -- loop.steps=60 loop.warm_up=30 loop.fit_every=25 loop.evaluate_every=15 rollout.lanes=50 dynamics.max_epochs=2 "$@"
 fi

@@ -5,7 +5,8 @@
 For every run: the final return (mean of the last evaluations) with a 95 % t-interval over seeds; the return after as
 many real steps as the shortest run made; and the real steps after which a seed's evaluation first reached a level, for
 three levels: 50, 80 and 95 % of the way from the worst evaluation of all runs to the best mean. A seed that never did
-counts with the run's length, which makes the mean a lower bound.
+counts with the run's length, which makes the mean a lower bound. The slope of Q (its local Lipschitz constant, per std of
+the observation) and the value-aware model error are the last ones logged (docs/lipschitz.md).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mbrl.edge.measure import mean_interval
 from mbrl.plots import save_figure
 
 FRACTIONS = (0.5, 0.8, 0.95)
+FLATNESS = ("lipschitz/local_mean", "lipschitz/value_error", "lipschitz/value_error_relative")
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
@@ -37,6 +39,7 @@ class Curve:
     steps: FloatArray
     returns: FloatArray
     minutes: float
+    flatness: dict[str, float]  # the last measured `lipschitz/...`, means over seeds
 
     @classmethod
     def of(cls, run: Path) -> Curve:
@@ -49,7 +52,11 @@ class Curve:
         seconds = (
             json.loads((run / "summary.json").read_text())["wall_seconds"] if (run / "summary.json").exists() else 0
         )
-        return cls(run.name, steps, returns, seconds / 60)
+        flatness: dict[str, float] = {}
+        for line in (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else ():
+            found = {key.partition("/")[2]: value for key, value in json.loads(line).items() if key in FLATNESS}
+            flatness |= {key: value for key, value in found.items() if value is not None}
+        return cls(run.name, steps, returns, seconds / 60, flatness)
 
 
 def interval(values: FloatArray, digits: int = 0) -> str:
@@ -73,7 +80,8 @@ def table(curves: Sequence[Curve]) -> list[str]:
     levels = [worst + share * (best - worst) for share in FRACTIONS]
     common = min(float(c.steps[-1]) for c in curves)
     heads = [f"steps to {level:.0f}" for level in levels]
-    names = ["run", "real steps", "final return", f"return after {common:,.0f} steps", *heads, "minutes"]
+    flat = ["slope of Q", "value error", "of the mean value"]
+    names = ["run", "real steps", "final return", f"return after {common:,.0f} steps", *heads, *flat, "minutes"]
     lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for curve in curves:
         at = int(np.searchsorted(curve.steps, common, side="right")) - 1
@@ -86,6 +94,9 @@ def table(curves: Sequence[Curve]) -> list[str]:
         for level in levels:
             steps, never = reached(curve, level)
             cells.append(interval(steps) + (f" ({never} of {len(steps)} never)" if never else ""))
+        for key in FLATNESS:
+            value = curve.flatness.get(key.partition("/")[2])
+            cells.append("-" if value is None else f"{value:.3g}")
         lines.append(f"| {' | '.join([*cells, f'{curve.minutes:.0f}'])} |")
     return lines
 
