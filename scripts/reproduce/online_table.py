@@ -5,8 +5,8 @@
 For every run: the final return (mean of the last evaluations) with a 95 % t-interval over seeds; the return after as
 many real steps as the shortest run made; and the real steps after which a seed's evaluation first reached a level, for
 three levels: 50, 80 and 95 % of the way from the worst evaluation of all runs to the best mean. A seed that never did
-counts with the run's length, which makes the mean a lower bound. The slope of Q (its local Lipschitz constant, per std of
-the observation) and the value-aware model error are the last ones logged (docs/lipschitz.md).
+counts with the run's length, which makes the mean a lower bound. The slope of Q (its local Lipschitz constant, per std
+of the observation) and the value-aware model error are the last ones logged (docs/lipschitz.md).
 """
 
 from __future__ import annotations
