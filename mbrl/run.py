@@ -191,6 +191,12 @@ def prepare(cfg: DictConfig, problem: Problem, path: Path) -> DictConfig:
     cfg.store = str(Path(cfg.store).expanduser())
     if cfg.dataset is not None and Path(cfg.dataset).exists():
         cfg.dataset = str(Path(cfg.dataset).resolve())  # a run may be resumed from another folder
+    if compose.is_online(cfg) and cfg.loop.start is not None:
+        cfg.loop.start = str(Path(cfg.loop.start).resolve())
+        if not (Path(cfg.loop.start) / "policy.pt").exists():  # said before hours of fitting
+            raise ConfigError(
+                f"loop.start={cfg.loop.start} has no policy.pt: give the directory of a run that has ended"
+            )
     return normalise(cfg)
 
 
@@ -403,7 +409,6 @@ class Run:
                 if not (self.fit_model(stop) and self.fit_score(stop)):
                     return self.interrupted("train", None)
                 self.calibrate()
-            self.start_from()
             if self.problem.task.env is not None:
                 self.scoring = self.make_scoring()
                 afterwards.callback(self.scoring.close)
@@ -426,8 +431,10 @@ class Run:
             )
             if restore(training, self.run, self.logger, self.device, self.scoring):
                 self.say(f"resumed at update {training.step:,}")
-            elif not self.check_model(stop, gate=self.cfg.fit_gate is True):
-                return self.interrupted("train", None)
+            else:
+                self.start_from()
+                if not self.check_model(stop, gate=self.cfg.fit_gate is True):
+                    return self.interrupted("train", None)
             self.say(f"updates run {self.choice.mode}, {self.choice.steps} a call: {self.choice.reason}")
             self.run.write_meta(compile=dataclasses.asdict(self.choice))
             began, first = time.monotonic(), training.step
@@ -711,14 +718,14 @@ class Run:
         )
 
     def start_from(self) -> None:
-        """Begin with the policy, the critics and the fitted model of another run; a resumed run has its own.
+        """Begin with the policy, the critics and the fitted model of another run.
 
         Raises:
             ConfigError: it is no finished run, or its networks or seeds are others.
         """
-        asked = self.cfg.loop.start if self.interaction is not None else None
-        if asked is None:
+        if self.interaction is None or self.cfg.loop.start is None:
             return
+        asked = self.cfg.loop.start
         path = Path(asked)
         try:
             learner, saved = saved_policy(path)
