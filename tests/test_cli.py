@@ -154,7 +154,7 @@ def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixt
     [
         (["updatess=3"], "no key 'updatess'; did you mean updates"),
         (["lerner.critics=2"], "no key 'lerner.critics'; did you mean learner.critics"),
-        (["algo=mopoo"], "algo=mopoo: no such option; did you mean mopo?"),
+        (["algo=mopoo"], "algo=mopoo: no such option; did you mean mopo or mbpo?"),
         (["filter=[no_clp]"], "filter=no_clp: no such option; did you mean no_clip?"),
         (["dynamics=singel"], "dynamics=singel: no such option; did you mean single?"),
         (
