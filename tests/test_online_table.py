@@ -45,7 +45,11 @@ def test_steps_are_counted_from_updates_and_levels_are_first_reached(tmp_path: P
     steps, never = script.reached(curve, 101.0)
     assert never == 2
     # Worst 0 and best mean 100: levels 50, 80 and 95. Two seeds: t = 12.706, half = 12.706 * |a - b| / 2.
-    row = script.table([curve])[2].split(" | ")
+    short = script.Curve("short", np.array([50.0]), np.array([[100.0, 100.0]]), 0.0, {"local_mean": 12.345})
+    rows = [line.split(" | ") for line in script.table([curve, short])[2:]]
+    assert rows[0][3] == "-"  # of a run that has not been evaluated by then
+    assert rows[1][7:10] == ["12.3", "-", "-"]
+    row = rows[0]
     assert row[1] == "140"
     assert row[4] == "125 ± 64"
     assert row[5] == "135 ± 64"

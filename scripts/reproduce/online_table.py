@@ -89,7 +89,7 @@ def table(curves: Sequence[Curve]) -> list[str]:
             curve.name,
             f"{curve.steps[-1]:,.0f}",
             interval(curve.returns[-10:].mean(0)),
-            interval(curve.returns[max(at - 2, 0) : at + 1].mean(0)),
+            interval(curve.returns[max(at - 2, 0) : at + 1].mean(0)) if at >= 0 else "-",
         ]
         for level in levels:
             steps, never = reached(curve, level)
