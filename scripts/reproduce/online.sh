@@ -4,6 +4,7 @@
 #
 #   scripts/reproduce/online.sh FOLDER [key=value ...]
 #   TASKS="Pendulum-v1 InvertedPendulum-v5" ARMS="sac mbpo ..." SEEDS=5 scripts/reproduce/online.sh runs/online
+#   ARMS="coplanner_explore coplanner_rollouts" ...   one half of COPlanner each
 #   SMOKE=1 ...      every arm for a moment: does it run?
 #
 # Small networks, so that all of it is an hour or two of one core. Started again it goes on where it was stopped.
@@ -20,7 +21,7 @@ for task in ${TASKS:-Pendulum-v1 InvertedPendulum-v5}; do
     Pendulum*) hidden="[64,64]" ;;
     *) hidden="[128,128]" ;;
   esac
-  for arm in ${ARMS:-sac mbpo coplanner coplanner_rollouts coplanner_explore single spectral robust_fgsm robust_uniform gradient_penalty}; do
+  for arm in ${ARMS:-sac mbpo coplanner single spectral robust_fgsm robust_uniform gradient_penalty}; do
     run=$folder/$task/$arm
     if [ -e "$run/summary.json" ] && grep -q '"status": "finished"' "$run/summary.json"; then continue; fi
     if [ -e "$run/meta.json" ]; then
