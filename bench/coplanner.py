@@ -9,16 +9,12 @@ machine is shared and noisy, so that only ratios within one run are to be compar
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import torch
+from report import machine, one_thread, parser, publish
 from rich.console import Console
 from serve import ACTION, OBS, make_data
 
@@ -111,13 +107,8 @@ def rows(found: dict[Way, float]) -> list[str]:
 
 def main() -> int:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few lanes: does it run?")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "coplanner.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    arguments = parser(__doc__, "coplanner", "a tiny model and few lanes", rounds=3).parse_args()
+    one_thread()
     Console(stderr=True).print("rolling out")
     few = arguments.quick
     found = rates(QUICK_SIZES if few else SIZES, arguments.rounds, 64 if few else LANES, 32 if few else PLANNED)
@@ -127,9 +118,8 @@ def main() -> int:
         "",
         *described,
         "",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; "
-        f"{LANES} lanes for plain rollouts, {PLANNED} for planned ones, {arguments.rounds} rounds. Without a penalty a "
-        "plain rollout asks one elite for each lane; the planner asks all members always.",
+        f"{machine()}; {LANES} lanes for plain rollouts, {PLANNED} for planned ones, {arguments.rounds} rounds. "
+        "Without a penalty a plain rollout asks one elite for each lane; the planner asks all members always.",
         "",
         "| ensemble | penalty | (K, H) | model calls a transition | transitions / CPU s | slower than plain |",
         "|---|---|---|---|---|---|",
@@ -138,8 +128,7 @@ def main() -> int:
         f"Command: `python bench/coplanner.py{' --quick' if few else ''} --rounds {arguments.rounds}`",
         "",
     ]
-    arguments.out.write_text("\n".join(lines))
-    print("\n".join(lines))
+    publish(arguments.out, lines)
     return 0
 
 

@@ -9,18 +9,14 @@ between runs of the same kind, eager or compiled: on a shared machine trust thes
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
 import torch
+from report import machine, one_thread, parser, seconds
 from rich.console import Console
 from serve import ACTION, BATCH, OBS, make_data
 
@@ -58,14 +54,6 @@ class Variant:
         noise = torch.randn(1, learner.noise_size(rows), generator=torch.Generator().manual_seed(0))
         step, progress = capture(learner.update, self.mode), torch.tensor(0.0)
         return lambda: step(batch, noise, progress)
-
-
-def seconds(work: Callable[[], object], count: int) -> float:
-    """CPU seconds of one of `count` calls."""
-    begin = time.process_time()
-    for _ in range(count):
-        work()
-    return (time.process_time() - begin) / count
 
 
 def measure(
@@ -120,14 +108,10 @@ def peers() -> list[str]:
 
 def main() -> int:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny networks, not compiled: does it run?")
-    parser.add_argument("--modes", default="eager,compile", help="eager, compile, or both (six graphs to compile)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critics.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    words = parser(__doc__, "critics", "tiny networks, not compiled", rounds=5)
+    words.add_argument("--modes", default="eager,compile", help="eager, compile, or both (six graphs to compile)")
+    arguments = words.parse_args()
+    one_thread()
     console = Console(stderr=True)
     asked = ["eager"] if arguments.quick else arguments.modes.split(",")
     modes: list[Mode] = [mode for mode in ("eager", "compile") if mode in asked]
@@ -140,8 +124,7 @@ def main() -> int:
         "",
         about,
         "",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{arguments.rounds} rounds{', tiny networks' if arguments.quick else ''}.",
+        f"{machine()}, {arguments.rounds} rounds{', tiny networks' if arguments.quick else ''}.",
         "",
         *table(taken, start),
         "",

@@ -9,17 +9,13 @@ one of its round, and the median of these ratios is shown: the machine is shared
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from critics import seconds
+from report import machine, one_thread, parser, publish, seconds
 from serve import ACTION, BATCH, OBS, make_data
 
 from mbrl.dynamics.ensemble import GaussianEnsemble
@@ -76,13 +72,8 @@ def table(critics: int, taken: dict[str, list[float]]) -> list[str]:
 
 def main() -> int:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny networks: does it run?")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "lipschitz.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    arguments = parser(__doc__, "lipschitz", "tiny networks", rounds=7).parse_args()
+    one_thread()
     hidden, rows = ((16, 16), 32) if arguments.quick else ((256, 256), BATCH)
     about = " ".join((__doc__ or "").strip().split("\n\n")[-1].split())
     text = [
@@ -90,8 +81,7 @@ def main() -> int:
         "",
         about,
         "",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{arguments.rounds} rounds{', tiny networks' if arguments.quick else ''}.",
+        f"{machine()}, {arguments.rounds} rounds{', tiny networks' if arguments.quick else ''}.",
         "",
         "| critics | one update | x plain | min-max | ms of CPU |",
         "|---|---|---|---|---|",
@@ -113,8 +103,7 @@ def main() -> int:
         f"Command: `python bench/lipschitz.py{' --quick' if arguments.quick else ''} --rounds {arguments.rounds}`",
         "",
     ]
-    arguments.out.write_text("\n".join(text))
-    print("\n".join(text))
+    publish(arguments.out, text)
     return 0
 
 

@@ -8,20 +8,14 @@ candidates of each of 5 elites, alternated over three rounds; the ratio is to MO
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from report import machine, one_thread, parser, publish, seconds
 from rich.console import Console
 from serve import ACTION, OBS, make_data
 
@@ -56,13 +50,6 @@ def score_of(name: str, quick: bool) -> Any:
     return made(OBS, ACTION, [0]) if callable(made) and hasattr(made, "func") else made
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """CPU seconds of one call."""
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
-
-
 def rollouts(model: GaussianEnsemble, data: Transition, selectors: dict[str, Selector], lanes: int) -> dict[str, float]:
     """Median transitions per CPU second with each way to choose, alternated."""
     table, learner = ReplayTable(data, lanes * LENGTH, 1), SAC(OBS, ACTION, [0])
@@ -80,12 +67,8 @@ def rollouts(model: GaussianEnsemble, data: Transition, selectors: dict[str, Sel
 
 def main() -> int:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny fits: does it run?")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "scores.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    arguments = parser(__doc__, "scores", "tiny fits").parse_args()
+    one_thread()
     console = Console(stderr=True)
     data = make_data(2_000 if arguments.quick else 100_000)
     model = GaussianEnsemble(OBS, ACTION, [0], max_epochs=1)
@@ -105,7 +88,7 @@ def main() -> int:
         "# What belief costs",
         "",
         f"{__doc__.strip().splitlines()[-2]} {__doc__.strip().splitlines()[-1]}" if __doc__ else "",
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores.",
+        f"{machine()}.",
         "",
         "| score | seconds to fit | transitions / CPU s | slower than plain |",
         "|---|---|---|---|",
@@ -119,8 +102,7 @@ def main() -> int:
         f"Command: `python bench/scores.py{' --quick' if arguments.quick else ''}`",
         "",
     ]
-    arguments.out.write_text("\n".join(lines))
-    print("\n".join(lines))
+    publish(arguments.out, lines)
     return 0
 
 

@@ -31,12 +31,12 @@ from mbrl.data.ring import ReplayTable
 from mbrl.data.sources import Dataset, load_dataset, no_dataset
 from mbrl.data.tasks import Reference, Task, find_task, task_for
 from mbrl.data.validate import nearest
-from mbrl.dynamics.ensemble import GaussianEnsemble
+from mbrl.dynamics.ensemble import GaussianEnsemble, moments
 from mbrl.dynamics.oracle import OracleModel
 from mbrl.evaluate import EnvSpec, EvaluationError, env_spec
 from mbrl.learn.regularisers import GradientPenalty, Robust
 from mbrl.learn.sac import SAC
-from mbrl.online import Interaction, spread
+from mbrl.online import Interaction
 from mbrl.rollout.actions import PolicyActions
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.rollout.imagine import Imagination
@@ -503,7 +503,7 @@ def build_learner(
 def observation_std(problem: Problem) -> torch.Tensor:
     """(O,), over the dataset; 0 for what is constant but for rounding, 1 everywhere without a dataset."""
     obs = problem.dataset.transitions.obs
-    return spread(obs) if len(obs) else torch.ones(obs.shape[-1])
+    return moments(obs)[1] if len(obs) else torch.ones(obs.shape[-1])
 
 
 def measures_lipschitz(cfg: DictConfig, model: RunModel, learner: SAC) -> bool:

@@ -26,7 +26,7 @@ from mbrl.checkpoint import save_checkpoint
 from mbrl.data.collect import Player, uniform_policy
 from mbrl.data.ring import ReplayTable
 from mbrl.data.write import Episode, write_hdf5
-from mbrl.dynamics.ensemble import FitStopped, GaussianEnsemble
+from mbrl.dynamics.ensemble import FitStopped, GaussianEnsemble, moments
 from mbrl.nets import generator, randn
 from mbrl.optim import copy_tensors
 from mbrl.rollout.imagine import Imagination
@@ -84,12 +84,6 @@ class Interaction:
         first, last, begin, end = self.rollout_growth
         share = 1.0 if steps >= end else max(steps - begin, 0) / (end - begin)
         return int(first + share * (last - first))
-
-
-def spread(obs: Tensor) -> Tensor:
-    """Std of observations (*, N, O) over rows, (*, O); 0 for what is constant but for rounding."""
-    std, mean = torch.std_mean(obs, -2, correction=0)
-    return torch.where(std > 1e-6 * mean.abs() + 1e-12, std, torch.zeros_like(std))
 
 
 class Experience:
@@ -194,7 +188,8 @@ class Experience:
     def _refit(self, number: int) -> bool:
         """Fit the model to all real rows for the `number`th time; False, and nothing changed, if asked to stop."""
         self._set_length(self.plan.rollout_length(self.steps))
-        self.learner.observation_std.copy_(spread(self.table.real().obs))
+        real = self.table.real()
+        self.learner.observation_std.copy_(moments(real.obs)[1])
         if not isinstance(self.model, GaussianEnsemble) or self.fits > number:
             return True
         model = self.model
@@ -207,7 +202,7 @@ class Experience:
 
         try:
             # Part 0 is the fit to a dataset, before the run.
-            model.fit(self.table.real(), part=number + 1, on_progress=count, should_stop=self.should_stop)
+            model.fit(real, part=number + 1, on_progress=count, should_stop=self.should_stop)
         except FitStopped:
             copy_tensors(list(model.state_dict().values()), before)
             return False

@@ -573,12 +573,18 @@ class EliteView:
         return Prediction(ungrouped(drawn.mean), ungrouped(drawn.std))
 
 
-def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std (*, D) of columns (*, N, D); the std of a constant column is 1."""
+def moments(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std (*, D) of columns (*, N, D); the std of a constant column is 0."""
     std, mean = torch.std_mean(columns, -2, correction=0)
     # Also constant is a column that varies by rounding alone: divided by that, imagination would explode.
     constant = std <= 1e-6 * mean.abs() + 1e-12
-    return mean, torch.where(constant, torch.ones_like(std), std)
+    return mean, torch.where(constant, torch.zeros_like(std), std)
+
+
+def scaler(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as something to divide by: the std of a constant column is 1."""
+    mean, std = moments(columns)
+    return mean, torch.where(std == 0, torch.ones_like(std), std)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,23 @@ class Bell(NamedTuple):
         )
 
 
+def begun(plan: Plan, reset: Tensor, std: float) -> tuple[Plan, Bell, Best]:
+    """The search of a step before its first iteration: round the plan's solution, and nothing tried yet."""
+    plan = restarted(plan, reset)
+    bell = Bell(plan.solution, torch.full_like(plan.solution, std**2))
+    return plan, bell, Best(torch.full_like(bell.mean[..., 0, 0], -math.inf), bell.mean)
+
+
+def refined(
+    bell: Bell, best: Best, sequences: Tensor, returns: SequenceReturns, elites: int, momentum: float
+) -> tuple[Bell, Best, Tensor]:
+    """An iteration of the cross-entropy method on sequences (S, N, P, H, A); also its elites, best first."""
+    values = settled(returns(sequences))
+    top, index = values.topk(elites, -1)
+    chosen = take(sequences, index)
+    return bell.towards(chosen, top, momentum), best.among(sequences, values), chosen
+
+
 # -- planners ----------------------------------------------------------------------------------------------------------
 
 
@@ -168,9 +185,7 @@ class CEM:
         self, returns: SequenceReturns, plan: Plan, reset: Tensor, sources: Sequence[torch.Generator]
     ) -> tuple[Tensor, Plan]:
         """See `mbrl.types.Planner`."""
-        plan = restarted(plan, reset)
-        bell = Bell(plan.solution, torch.full_like(plan.solution, self.std**2))
-        best = Best(torch.full_like(bell.mean[..., 0, 0], -math.inf), bell.mean)
+        plan, bell, best = begun(plan, reset, self.std)
         lanes, horizon, action_dim = bell.mean.shape[1:]
         elites = math.ceil(self.elite_share * self.population)
         for _ in range(self.iterations):
@@ -178,10 +193,7 @@ class CEM:
             std = bell.variance.sqrt().minimum(room).unsqueeze(2)
             noise = truncated_normal(rand((lanes, self.population, horizon, action_dim), sources))
             sequences = (bell.mean.unsqueeze(2) + std * noise).clamp(-1.0, 1.0)
-            values = settled(returns(sequences))
-            best = best.among(sequences, values)
-            top, index = values.topk(elites, -1)
-            bell = bell.towards(take(sequences, index), top, self.momentum)
+            bell, best, _ = refined(bell, best, sequences, returns, elites, self.momentum)
         found = bell.mean if self.solution == "mean" else best.sequence
         return found, Plan(moved_on(found), plan.kept, torch.ones_like(plan.known))
 
@@ -242,9 +254,7 @@ class ICEM:
         self, returns: SequenceReturns, plan: Plan, reset: Tensor, sources: Sequence[torch.Generator]
     ) -> tuple[Tensor, Plan]:
         """See `mbrl.types.Planner`."""
-        plan = restarted(plan, reset)
-        bell = Bell(plan.solution, torch.full_like(plan.solution, self.std**2))
-        best = Best(torch.full_like(bell.mean[..., 0, 0], -math.inf), bell.mean)
+        plan, bell, best = begun(plan, reset, self.std)
         lanes, horizon, action_dim = bell.mean.shape[1:]
         colour = colouring(horizon, self.colour).to(bell.mean)
         kept = plan.kept
@@ -257,12 +267,7 @@ class ICEM:
                 old = torch.cat([kept[..., :-1, :], spare[..., -1:, :]], -2)
                 kept = torch.where(plan.known[..., None, None, None], old, spare)
             tried = [fresh_ones, kept] + ([bell.mean.unsqueeze(2)] if last else [])
-            sequences = torch.cat(tried, 2)
-            values = settled(returns(sequences))
-            best = best.among(sequences, values)
-            top, index = values.topk(self.elites, -1)
-            elites = take(sequences, index)  # best first
-            bell = bell.towards(elites, top, self.momentum)
+            bell, best, elites = refined(bell, best, torch.cat(tried, 2), returns, self.elites, self.momentum)
             kept = elites[:, :, : self.kept]
         found = bell.mean if self.solution == "mean" else best.sequence
         return found, Plan(moved_on(bell.mean), moved_on(kept), torch.ones_like(plan.known))
