@@ -39,9 +39,10 @@ from mbrl.data.validate import (
     nearest,
     validate,
 )
+from mbrl.data.write import minari_root
 from mbrl.types import Transition
 
-__all__ = ["Dataset", "DatasetError", "load_dataset"]
+__all__ = ["Dataset", "DatasetError", "Whereabouts", "load_dataset", "whereabouts"]
 
 Bounds = tuple[Array, Array]
 Float64Array = npt.NDArray[np.float64]
@@ -100,6 +101,15 @@ def no_dataset(name: str, obs_dim: int, action_low: FloatArray, action_high: Flo
     )
 
 
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a dataset is looked for on this machine."""
+
+    path: Path  # where it lies or, if it does not, where it should
+    here: bool
+    source: str  # where to get it, and how
+
+
 @dataclass
 class _Source:
     """What a reader found: raw arrays by field of `validate.FIELDS`, and what the source says about itself."""
@@ -127,6 +137,24 @@ def load_dataset(spec: str, *, action_bounds: tuple[Array, Array] | None = None)
         DatasetError: the string, the file or its content cannot be used; the message says why and what to do.
     """
     return _assemble(spec, _read(spec), action_bounds)
+
+
+def whereabouts(spec: str) -> Whereabouts:
+    """Where `load_dataset` looks for a dataset of a benchmark, without reading or fetching anything.
+
+    Args:
+        spec: a `d4rl:`, `neorl:`, `neorl2:` or `minari:` string.
+
+    Raises:
+        DatasetError: another string, or the benchmark has no such name.
+    """
+    finders = {"d4rl": _find_d4rl, "neorl": _find_neorl, "neorl2": _find_neorl2, "minari": _find_minari}
+    prefix, _, name = spec.partition(":")
+    if prefix not in finders or not name:
+        raise DatasetError(
+            f"{spec!r} names no dataset of a benchmark. Expected PREFIX:NAME with one of {', '.join(finders)}."
+        )
+    return finders[prefix](name)
 
 
 def _read(spec: str) -> _Source:
@@ -314,21 +342,27 @@ def d4rl_urls() -> dict[str, str]:
     return urls
 
 
-def _d4rl(name: str) -> _Source:
+def _find_d4rl(name: str) -> Whereabouts:
     folder = Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
     urls = d4rl_urls()
     url = urls.get(name)
     names = [f"{name}.hdf5"] if url is None else [url.rpartition("/")[2], f"{name}.hdf5"]
     for candidate in names:
         if (folder / candidate).exists():
-            return _hdf5(folder / candidate)
+            return Whereabouts(folder / candidate, True, url or "your own")
     if url is None:
         near = ", ".join(f"d4rl:{near}" for near in nearest(name, urls))
         raise DatasetError(
             f"unknown D4RL dataset {name!r}, and no {folder / names[0]}.{f' Nearest: {near}.' if near else ''}"
         )
-    download(url, folder / names[0])
-    return _hdf5(folder / names[0])
+    return Whereabouts(folder / names[0], False, url)
+
+
+def _d4rl(name: str) -> _Source:
+    found = _find_d4rl(name)
+    if not found.here:
+        download(found.source, found.path)
+    return _hdf5(found.path)
 
 
 def download(url: str, path: Path) -> None:
@@ -372,32 +406,55 @@ NEORL2 = (
 )
 
 
-def _neorl(name: str) -> _Source:
+def _neorl_name(name: str) -> tuple[str, int]:
+    """Task and policy, and the wanted number of trajectories."""
     match = re.fullmatch(r"([-\w]+-(?:low|medium|high))(?:-(\d+))?", name)
     if match is None:
         raise DatasetError(
             f"{name!r} is no NeoRL name. Expected task-policy, e.g. neorl:HalfCheetah-v3-low, with low, medium or "
             "high, and if wanted a number of trajectories: neorl:HalfCheetah-v3-low-100."
         )
-    stem, wanted = match[1], int(match[2] or 1000)
-    folder = Path(os.environ.get("NEORL_DATASET_DIR") or cache_folder() / "neorl")
-    sizes = {
+    return match[1], int(match[2] or 1000)
+
+
+def _neorl_sizes(folder: Path, stem: str) -> dict[int, Path]:
+    """Number of trajectories -> file."""
+    return {
         int(size[1]): path
         for path in sorted(folder.glob(f"**/{stem}-*.npz"))
         if (size := re.fullmatch(rf"{re.escape(stem)}-(\d+)-train.*", path.stem))
     }
-    enough = [size for size in sizes if size >= wanted]
-    if not enough:
+
+
+def _find_neorl(name: str) -> Whereabouts:
+    stem, wanted = _neorl_name(name)
+    folder = _neorl_folder("neorl")
+    enough = {size: path for size, path in _neorl_sizes(folder, stem).items() if size >= wanted}
+    return Whereabouts(
+        enough[min(enough)] if enough else folder / f"{stem}-{wanted}-train.npz",
+        bool(enough),
+        "NeoRL's own package (github.com/polixir/NeoRL, get_dataset), which keeps it in its data folder",
+    )
+
+
+def _neorl(name: str) -> _Source:
+    stem, wanted = _neorl_name(name)
+    found = _find_neorl(name)
+    folder = _neorl_folder("neorl")
+    if not found.here:
         raise DatasetError(
             f"{folder}: no {stem}-N-train.npz with N >= {wanted} trajectories{_beside(folder)}."
-            f"{_other_name('neorl', stem, NEORL)} NeoRL is not downloaded from here: get the file with NeoRL's own "
-            f"package (github.com/polixir/NeoRL, get_dataset), which keeps it in its data folder, and copy it to "
-            f"{folder}, or name its folder in NEORL_DATASET_DIR."
+            f"{_other_name('neorl', stem, NEORL)} NeoRL is not downloaded from here: get the file with {found.source}, "
+            f"and copy it to {folder}, or name its folder in NEORL_DATASET_DIR."
         )
-    source = _npz(sizes[min(enough)])
-    if min(enough) > wanted:
+    source = _npz(found.path)
+    if not found.path.stem.startswith(f"{stem}-{wanted}-train"):
         _first_trajectories(source, wanted)
     return source
+
+
+def _neorl_folder(benchmark: str) -> Path:
+    return Path(os.environ.get("NEORL_DATASET_DIR") or cache_folder() / benchmark)
 
 
 def _first_trajectories(source: _Source, wanted: int) -> None:
@@ -414,16 +471,26 @@ def _first_trajectories(source: _Source, wanted: int) -> None:
         source.arrays["index"] = np.asarray(ends[:wanted])
 
 
-def _neorl2(name: str) -> _Source:
-    folder = Path(os.environ.get("NEORL_DATASET_DIR") or cache_folder() / "neorl2")
+def _find_neorl2(name: str) -> Whereabouts:
+    folder = _neorl_folder("neorl2")
     found = sorted(path for path in folder.glob("**/*-train.npz") if path.name.startswith(f"{name}-"))
-    if not found:
+    return Whereabouts(
+        found[0] if found else folder / f"{name}-high-100000-train.npz",
+        bool(found),
+        f"github.com/polixir/neorl2_dataset (scripts/dataset/{name})",
+    )
+
+
+def _neorl2(name: str) -> _Source:
+    found = _find_neorl2(name)
+    folder = _neorl_folder("neorl2")
+    if not found.here:
         raise DatasetError(
             f"{folder}: no {name}-...-train.npz{_beside(folder)}.{_other_name('neorl2', name, NEORL2)} NeoRL-2 is not "
-            f"downloaded from here: take {name}-high-100000-train.npz from github.com/polixir/neorl2_dataset "
-            f"(scripts/dataset/{name}) and copy it to {folder}, or name its folder in NEORL_DATASET_DIR."
+            f"downloaded from here: take {found.path.name} from {found.source} and copy it to {folder}, or name its "
+            "folder in NEORL_DATASET_DIR."
         )
-    return _npz(found[0])
+    return _npz(found.path)
 
 
 def _other_name(prefix: str, name: str, names: tuple[str, ...]) -> str:
@@ -443,16 +510,22 @@ def _beside(folder: Path) -> str:
 # Minari
 
 
-def _minari(name: str) -> _Source:
-    import minari
-
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+def _find_minari(name: str) -> Whereabouts:
     if not re.fullmatch(r"[-\w]+(/[-\w]+)*-v\d+", name):
         raise DatasetError(
             f"{name!r} is no Minari id. Expected namespace/dataset-vN, e.g. minari:mujoco/hopper/medium-v0."
         )
-    if (root / name / "data").exists():
-        return _minari_folder(root / name)
+    folder = minari_root(None) / name
+    return Whereabouts(folder, (folder / "data").exists(), f"minari download {name}")
+
+
+def _minari(name: str) -> _Source:
+    found = _find_minari(name)
+    if found.here:
+        return _minari_folder(found.path)
+    import minari
+
+    root = minari_root(None)
     local = nearest(name, minari.list_local_datasets())
     beside = f" Nearest local: {', '.join(local)}." if local else ""
     try:

@@ -17,7 +17,7 @@ import torch
 from minari.data_collector import EpisodeBuffer
 
 from mbrl.data import sources
-from mbrl.data.sources import Dataset, DatasetError, load_dataset
+from mbrl.data.sources import Dataset, DatasetError, load_dataset, whereabouts
 from mbrl.data.tasks import all_tasks
 
 # Minari recommends metadata for datasets that will be published.
@@ -512,3 +512,38 @@ def test_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "plant-2024.npz", flat(episodes()))
     with pytest.raises(DatasetError, match=r"plant-2023.npz: no such file.*Nearest: .*plant-2024\.npz"):
         load_dataset(str(tmp_path / "plant-2023.npz"))
+
+
+# Where they are
+
+
+def test_whereabouts_of_files_that_are_here_and_that_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("D4RL_DATASET_DIR", "NEORL_DATASET_DIR", "MINARI_DATASETS_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    expected = {
+        "d4rl:hopper-medium-v2": "hopper_medium-v2.hdf5",
+        "neorl:Hopper-v3-low": "Hopper-v3-low-1000-train.npz",
+        "neorl:Hopper-v3-low-100": "Hopper-v3-low-100-train.npz",
+        "neorl2:DMSD": "DMSD-high-100000-train.npz",
+        "minari:mujoco/hopper/medium-v0": "mujoco/hopper/medium-v0",
+    }
+    for spec, name in expected.items():
+        found = whereabouts(spec)
+        assert (found.path, found.here) == (tmp_path / name, False), spec
+        assert found.source
+    for name in ("hopper-medium-v2.hdf5", "in/Hopper-v3-low-1000-train-noise.npz", "in/DMSD-high-1-train.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "mujoco/hopper/medium-v0/data").mkdir(parents=True)
+    assert whereabouts("d4rl:hopper-medium-v2").path == tmp_path / "hopper-medium-v2.hdf5"
+    assert whereabouts("neorl:Hopper-v3-low-100").path == tmp_path / "in/Hopper-v3-low-1000-train-noise.npz"
+    assert whereabouts("neorl2:DMSD").path == tmp_path / "in/DMSD-high-1-train.npz"
+    assert all(whereabouts(spec).here for spec in expected)
+
+
+@pytest.mark.parametrize(
+    "spec", ["builtin:pendulum", "d4rl:", "plant.npz", "d4rl:hopper-v2", "neorl:Hopper", "minari:x"]
+)
+def test_whereabouts_of_what_no_benchmark_has(spec: str) -> None:
+    with pytest.raises(DatasetError):
+        whereabouts(spec)
