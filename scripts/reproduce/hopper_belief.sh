@@ -58,4 +58,4 @@ for algo in ${ALGOS:-mopo mobile}; do
     done
   done
 done
-python "$(dirname "$0")/table.py" $(ls -d "$folder"/m*/)
+python "$(dirname "$0")/table.py" "$folder"/m*/

@@ -42,4 +42,4 @@ for arm in ${ARMS:-mopo coplanner single single_lipschitz spectral robust_fgsm r
     ${lanes[@]+"${lanes[@]}"} "updates=$updates" "seeds=$seeds" "eval.every=$((updates / 20))" \
     "log_every=$((updates / 40))" progress=false "run_dir=$run" "$@"
 done
-python "$(dirname "$0")/table.py" $(ls -d "$folder"/*/)
+python "$(dirname "$0")/table.py" "$folder"/*/

@@ -44,4 +44,4 @@ for model in ${MODELS:-oracle beta_nll}; do
     [ -e "$run/diagnose/diagnose.json" ] || mbrl diagnose "$run"
   done
 done
-python "$(dirname "$0")/table.py" $(ls -d "$folder"/*/)
+python "$(dirname "$0")/table.py" "$folder"/*/

@@ -40,5 +40,5 @@ for task in ${TASKS:-Pendulum-v1 InvertedPendulum-v5}; do
     mbrl train loop=online "env=$task" "${what[@]}" "learner.hidden=$hidden" "seeds=$seeds" progress=false \
       "run_dir=$run" "$@"
   done
-  python "$(dirname "$0")/online_table.py" "$folder/$task" $(ls -d "$folder/$task"/*/)
+  python "$(dirname "$0")/online_table.py" "$folder/$task" "$folder/$task"/*/
 done
