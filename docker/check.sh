@@ -91,14 +91,18 @@ if [ -z "$inside" ]; then
   else
     root=$(mktemp -d)
     # Out here nothing is mounted below it, so this cannot reach anything that was lent to the root.
-    trap 'rm -rf --one-file-system "$root"' EXIT
-    trap 'exit 130' INT TERM
+    trap 'rm -rf --one-file-system "$root" "$root.log"' EXIT
   fi
   chmod 755 "$root"
   words=()
   for argument in ${arguments[@]+"${arguments[@]}"}; do words+=(--build-arg "$argument"); done
   [ -z "$mirror" ] || words+=(--mirror "$mirror")
-  unshare --mount --propagation private --pid --fork --kill-child bash "$0" --inside "$root" ${words[@]+"${words[@]}"}
+  # In the background, because bash would put a signal off until it ends.
+  unshare --mount --propagation private --pid --fork --kill-child bash docker/check.sh --inside "$root" \
+    ${words[@]+"${words[@]}"} &
+  child=$!
+  trap 'kill -KILL $child; wait $child || true; exit 130' INT TERM HUP
+  wait $child
   exit
 fi
 

@@ -101,7 +101,10 @@ def test_requirements_are_those_of_pyproject() -> None:
     content += '[project.optional-dependencies]\nx = ["c<3"]\ny = ["d"]\n'
     assert requirements.requirements(content, ["x"]) == ["h", "a>=1", "b", "c<3"]
     extras = next(rest.partition("=")[2] for rest in rests("ARG") if rest.startswith("EXTRAS="))
-    assert requirements.requirements((ROOT / "pyproject.toml").read_text(), extras.split(","))
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert requirements.requirements(pyproject, extras.split(","))
+    declared = re.findall(r"^(\w+) = \[", pyproject.partition("[project.optional-dependencies]")[2], re.MULTILINE)
+    assert set(extras.split(",")) == set(declared[: declared.index("dev") + 1]) - {"dev", "video"}
 
 
 def test_reader_substitutes_and_resolves_as_docker_does() -> None:

@@ -302,7 +302,7 @@ def _builtin(name: str) -> _Source:
     if name not in BUILTIN:
         near = ", ".join(f"builtin:{near}" for near in nearest(name, BUILTIN) or BUILTIN)
         raise DatasetError(f"no built-in dataset {name!r}. Nearest: {near}.")
-    return _npz(builtin_file(name))
+    return _read_path(builtin_file(name))
 
 
 # D4RL
