@@ -305,6 +305,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", lambda _="", *, _root_: run_name(_root_=_root_), replace=True)
 
 
+register_resolvers()  # here, since a sweep's workers compose in processes of their own
+
+
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 

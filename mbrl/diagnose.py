@@ -252,7 +252,6 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
     """
     meta, cfg = read_json(path / "meta.json"), saved_config(path)
     cfg.device = device
-    compose.register_resolvers()
     problem = saved_problem(path, cfg, meta)
     if not len(problem.dataset.transitions.reward):
         raise ConfigError(

@@ -40,7 +40,7 @@ from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Truncate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
+from mbrl.rundir import FINAL_EVALUATIONS, STOP_FILE, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
@@ -49,6 +49,13 @@ from mbrl.train import Training, TrainingDiverged, without_prefix
 from mbrl.types import DynamicsModel, Fittable, Metrics, RunModel, StateDict, Stateful, Transition
 
 INTERRUPTED = 130
+"""Exit status of a run that was stopped and has saved its state."""
+
+CHANGEABLE = (
+    "updates", "device", "threads", "compile", "store", "fit_gate", "logger", "wandb", "progress", "log_every",
+    "eval.every", "eval.background", "checkpoint_seconds",
+)  # fmt: skip
+"""Keys, or their beginnings, that a resumed run may be given anew."""
 
 
 def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
@@ -112,7 +119,6 @@ def saved_problem(path: Path, cfg: DictConfig, meta: Mapping[str, Any]) -> Probl
     Raises:
         ConfigError: the dataset is another one now.
     """
-    compose.register_resolvers()
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != meta["dataset_hash"]:
         raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
@@ -233,8 +239,8 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
-    with StopRequest() as stop:
+    """Ctrl-C, SIGTERM and the end of a sweep become a request to stop; a failure is noted in `meta.json`."""
+    with StopRequest(run.path.parent / STOP_FILE) as stop:
         try:
             yield stop
         except BaseException as error:

@@ -403,7 +403,7 @@ def test_seeds_side_by_side(words: list[str], tmp_path: Path) -> None:
 
 def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> None:
     assert main([*words[:-1], "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
-    for job, seed in (("0", 0), ("1", 1)):
+    for job, seed in (("seed=0", 0), ("seed=1", 1)):
         assert read(tmp_path / "sweep" / job / "summary.json")["seeds"] == [seed]
         assert (tmp_path / "sweep" / job / "policy.pt").exists()
 
