@@ -77,6 +77,7 @@ mbrl train: a dataset in, a policy out.
   mbrl train dataset=logs.hdf5 env=Hopper-v5 updates=300000
   mbrl train loop=online algo=mbpo env=Pendulum-v1               real steps while training goes on (docs/online.md)
   mbrl train resume=runs/pendulum-mopo-seed0/2026-01-31_12-00-00
+  mbrl train -m algo=mopo,mobile seed=0,1,2 run_dir=table        a sweep: every combination, a run each
 
 What most people set:
   task=NAME        dataset + environment + horizon + termination + reference scores: hopper-medium-v2, pendulum
@@ -95,7 +96,8 @@ What most people set:
   run_dir=DIR      where everything goes        resume=DIR    go on with a run
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
-`-m` sweeps over comma-separated values. `--config-dir DIR` adds a folder of your own YAML options.
+`-m` sweeps over comma-separated values, one folder per run under run_dir=; given again, it goes on where it was stopped.
+hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md). `--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
 

@@ -99,7 +99,9 @@ class RunLogger:
             self._sinks.append(_TensorBoard(self._run_dir / "tensorboard"))
         if "wandb" in sinks:
             check_wandb_key(wandb_mode)
-            self._wandb_id = secrets.token_hex(4)
+            # An agent of a wandb sweep has chosen the id, and wandb would ignore another one.
+            agent = "WANDB_SWEEP_ID" in os.environ
+            self._wandb_id = (os.environ.get("WANDB_RUN_ID") if agent else None) or secrets.token_hex(4)
             options = {
                 "project": wandb_project,
                 "entity": wandb_entity,
