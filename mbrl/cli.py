@@ -97,7 +97,8 @@ What most people set:
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
 `-m` sweeps over comma-separated values, one folder per run under run_dir=; given again, it goes on where it was stopped.
-hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md). `--config-dir DIR` adds a folder of your own YAML options.
+hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md).
+`--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
 

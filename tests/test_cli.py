@@ -563,7 +563,8 @@ def command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_commands_in_the_documents_have_the_right_words() -> None:
     root = Path(__file__).parents[1]
-    lines = [line for file in (root / "README.md", *root.glob("docs/*.md")) for line in file.read_text().splitlines()]
+    texts = [file.read_text().replace("\\\n", " ") for file in (root / "README.md", *root.glob("docs/*.md"))]
+    lines = [line for text in texts for line in text.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("mbrl train ", "mbrl fit "))]
     assert len(commands) >= 4
     for words in commands:
