@@ -274,7 +274,10 @@ class Grid(Sweeper):
         for heading in ("run", "status", "updates", "return", "score"):
             table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
         for job in jobs:
-            table.add_row(job.name, *outcome(job.path, failures.get(job.name)))
+            status, *numbers = outcome(job.path, failures.get(job.name))
+            if status == "running" and job.state() != "elsewhere":
+                status = "cut off"
+            table.add_row(job.name, status, *numbers)
         self.console.print(table)
 
 
