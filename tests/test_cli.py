@@ -23,7 +23,7 @@ from mbrl.data.builtin import pendulum_log
 from mbrl.log import read_metrics
 from mbrl.run import saved_policy
 
-VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose")
+VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose", "report")
 TINY = [
     "updates=40",
     "batch_size=16",
@@ -119,7 +119,7 @@ def test_help_of_train_lists_the_options_there_are(capsys: pytest.CaptureFixture
     assert "{" not in said
 
 
-@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose"])
+@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose", "report"])
 def test_verbs_that_need_a_word_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb]) == 2
     assert f"usage: mbrl {verb}" in capsys.readouterr().err
