@@ -297,7 +297,16 @@ def runs_view(report: Report, *, counted: bool) -> View:
                 Entry(", ".join(str(seed) for seed in run.seeds) or NOTHING),
                 Entry(run.status),
             ]
-            rows.append((*row, *((_remarks(run),) if counted else (Entry(reason(run)), Entry(run.way_on, code=True)))))
+            rows.append(
+                (
+                    *row,
+                    *(
+                        (_remarks(run),)
+                        if counted
+                        else (Entry(reason(run)), Entry(run.way_on, code=run.way_on.startswith("mbrl")))
+                    ),
+                )
+            )
     heads = ["run", "task", "method", "seeds", "status", *(["remarks"] if counted else ["why", "way on"])]
     title = "Runs in the tables" if counted else "Runs that do not count"
     return View(title, tuple(Entry(head) for head in heads), tuple(rows), (), len(heads))
