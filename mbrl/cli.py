@@ -1,4 +1,4 @@
-"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose`. Verbs stay thin; parts do the work."""
+"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose | report`. Verbs are thin, parts work."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
   mbrl eval    RUN_DIR            score a trained policy again, or a planner on the run's model
   mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, edge of reach, Q against returns
+  mbrl report  RUN_DIR...         tables, intervals and curves over tasks, methods and seeds
 
 `mbrl VERB --help` says more. Version {version}.
 """
@@ -146,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inspect": inspect_verb,
         "eval": eval_verb,
         "diagnose": diagnose_verb,
+        "report": report_verb,
     }
     if verb not in verbs:
         console.print(f"mbrl: there is no verb {verb!r}{compose.hint(verb, list(verbs))}", style="red", markup=False)
@@ -503,6 +505,13 @@ def diagnose_verb(words: list[str]) -> int:
     folder = diagnose(parsed.run_dir, parsed.score, parsed.device)
     Console(soft_wrap=True).print(f"numbers: {folder / 'diagnose.json'}", highlight=False)
     return 0
+
+
+def report_verb(words: list[str]) -> int:
+    """`mbrl report RUN_DIR...`."""
+    from mbrl.cli_report import make_report
+
+    return make_report(words)
 
 
 def _count(word: str, least: int = 1) -> int:

@@ -23,7 +23,7 @@ from mbrl.data.builtin import pendulum_log
 from mbrl.log import read_metrics
 from mbrl.run import saved_policy
 
-VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose")
+VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose", "report")
 TINY = [
     "updates=40",
     "batch_size=16",
@@ -119,7 +119,7 @@ def test_help_of_train_lists_the_options_there_are(capsys: pytest.CaptureFixture
     assert "{" not in said
 
 
-@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose"])
+@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose", "report"])
 def test_verbs_that_need_a_word_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb]) == 2
     assert f"usage: mbrl {verb}" in capsys.readouterr().err
@@ -596,6 +596,21 @@ def test_eval_prints_and_changes_nothing(finished: Path, capsys: pytest.CaptureF
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     main(["eval", str(finished), "--episodes", "2"])
     assert capsys.readouterr().out == said
+
+
+def test_report_of_a_real_run_changes_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    page = tmp_path / "report.html"
+    assert main(["report", str(finished.parent), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "1 run, 1 in the tables: 1 task, 1 method, 1 trained seed" in said
+    assert "2 evaluations up to update 40, 2 episodes each" in said
+    assert f"{read(finished / 'summary.json')['final_return_mean']:,.1f}" in said
+    assert page.stat().st_size > 1_000_000  # what draws the curves is in it
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_eval_repeats_an_evaluation_of_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
