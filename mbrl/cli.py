@@ -97,7 +97,7 @@ What most people set:
   run_dir=DIR      where everything goes        resume=DIR    go on with a run
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
-`-m` sweeps over comma-separated values, one folder per run under run_dir=; given again, it goes on where it was stopped.
+`-m` sweeps over comma-separated values, a folder per run under run_dir=; given again, it goes on where it stopped.
 hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md).
 `--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
