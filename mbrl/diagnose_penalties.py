@@ -232,26 +232,32 @@ def _interval(values: Tensor) -> dict[str, float]:
 
 def medians(steps: Steps) -> Tensor:
     """Of every heuristic over a seed's known steps: (S, H), float64, the unit of curves."""
-    return torch.stack(
-        [said[:, use].quantile(0.5, dim=-1) for said, use in zip(steps.doubt(), steps.known, strict=True)]
-    )
+    return _medians(steps.doubt(), steps.known)
 
 
-def by_depth(steps: Steps, scale: Tensor, unit: Tensor) -> dict[str, Any]:
+def _medians(values: Tensor, known: Tensor) -> Tensor:
+    """Over the known entries of each seed: values (S, *, L, T), known (S, L, T) -> (S, *)."""
+    return torch.stack([seed[..., use].quantile(0.5, dim=-1) for seed, use in zip(values, known, strict=True)])
+
+
+def by_depth(steps: Steps, scale: Tensor, near: Steps) -> dict[str, Any]:
     """What becomes of errors and doubts as a trajectory goes on, step by step, means over seeds.
 
     Args:
         steps: of trajectories.
         scale: of errors, (S, 1, O).
-        unit: of doubts, (S, H).
+        near: held-out rows, whose medians are the units.
 
     Returns:
-        `left`, the share of trajectories; `error`, the median error of each target; and for every heuristic `median`
-        and `high` (99th percentile) in its unit and `spearman` with the error of the mean among the steps of this depth
-        alone, which tells one that ranks from one that only grows. NaN where fewer than `FEWEST` trajectories are left.
+        `left`, the share of trajectories; `error`, the median error of each target, and `error_growth`, the same in its
+        unit; and for every heuristic `median` and `high` (99th percentile) in its unit and `spearman` with the error of
+        the mean among the steps of this depth alone, which tells one that ranks from one that only grows. NaN where
+        fewer than `FEWEST` trajectories are left.
     """
     doubt, known = steps.doubt(), steps.known
     errors = {target: steps.error(scale, target) for target in TARGETS}
+    unit = medians(near)
+    usual = {target: _medians(near.error(scale, target), near.known) for target in TARGETS}
 
     def median(values: Tensor) -> Tensor:
         return values.quantile(0.5)
@@ -262,6 +268,9 @@ def by_depth(steps: Steps, scale: Tensor, unit: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {
         "left": known.double().mean((0, 1)).tolist(),
         "error": {target: _each_depth(known, median, error) for target, error in errors.items()},
+        "error_growth": {
+            target: _each_depth(known, median, error / usual[target].view(-1, 1, 1)) for target, error in errors.items()
+        },
     }
     for h, name in enumerate(names(steps.guess.mean.shape[-3])):
         scaled = doubt[:, h] / unit[:, h, None, None]
@@ -435,16 +444,15 @@ def change_scale(case: Case) -> Tensor:
 def penalties(case: Case) -> Finding:
     """Which uncertainty ranks the model's errors: on held-out rows, and along the policy's rollouts in the model."""
     scale, held_out, rolled = change_scale(case), held_out_steps(case), rollout_steps(case)
-    unit = medians(held_out)
     sets = [held_out] if rolled is None else [held_out, first(rolled, STEPS)]
     judged = {steps.name: judge(steps, scale) for steps in sets}
     heuristics = names(held_out.guess.mean.shape[-3])
     numbers: dict[str, Any] = {
-        "median": dict(zip(heuristics, unit.T.tolist(), strict=True)),
+        "median": dict(zip(heuristics, medians(held_out).T.tolist(), strict=True)),
         **judged,
     }
     if rolled is not None:
-        numbers["by_depth"] = by_depth(rolled, scale, unit)
+        numbers["by_depth"] = by_depth(rolled, scale, held_out)
     figure = Figure(figsize=(4.6 + (7.6 if rolled is not None else 0), 3.8), layout="constrained")
     panels: Any = figure.subplots(1, 1 if rolled is None else 3, squeeze=False)[0]
     draw_ranks(panels[0], judged)
@@ -483,11 +491,15 @@ def agreement_table(name: str, found: Mapping[str, Any]) -> Table:
     return table
 
 
+SETS = ("black", "#17becf", "#a08a2c", "#999999", "#d98cb3")
+"""Colours of sets of steps: not those of heuristics."""
+
+
 def draw_ranks(axes: Any, judged: Mapping[str, Mapping[str, Any]], measure: str = "spearman") -> None:
     """Every heuristic's Spearman with its interval, for every set of steps; hollow for the error of a sample."""
     heuristics = list(next(iter(judged.values()))["mean"])
     place = np.arange(len(heuristics), dtype=float)
-    for i, (colour, (name, found)) in enumerate(zip(COLOURS, judged.items(), strict=False)):
+    for i, (colour, (name, found)) in enumerate(zip(SETS, judged.items(), strict=False)):
         for j, target in enumerate(TARGETS):
             rows = [found[target][heuristic][measure] for heuristic in heuristics]
             value, low, high = (np.array([row[key] for row in rows]) for key in ("value", "low", "high"))
@@ -505,14 +517,15 @@ def draw_ranks(axes: Any, judged: Mapping[str, Mapping[str, Any]], measure: str 
 
 def draw_depth(sizes: Any, ranks: Any, curves: Mapping[str, Any]) -> None:
     """Median doubts and the median error over depth, and how well doubts rank within a step."""
-    heuristics = [name for name in curves if name not in ("left", "error")]
+    heuristics = [name for name in curves if name not in ("left", "error", "error_growth")]
     depth = np.arange(1, len(curves["left"]) + 1)
     for colour, name in zip(COLOURS, heuristics, strict=False):
         sizes.plot(depth, curves[name]["median"], color=colour, label=name, linewidth=1.4)
         ranks.plot(depth, curves[name]["spearman"], color=colour, linewidth=1.4)
-    sizes.plot(depth, curves["error"]["mean"], color="black", linestyle="--", linewidth=1.4, label="error of the mean")
+    grown = curves["error_growth"]["mean"]
+    sizes.plot(depth, grown, color="black", linestyle="--", linewidth=1.4, label="error of the mean")
     sizes.set_yscale("log")
-    sizes.set_ylabel("median / held-out median; error / std of a change")
+    sizes.set_ylabel("median / held-out median")
     ranks.set_ylabel("Spearman within the step")
     for axes in (sizes, ranks):
         axes.set_xlabel("imagined steps")

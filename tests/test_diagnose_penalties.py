@@ -17,7 +17,6 @@ from mbrl.diagnose_penalties import (
     by_depth,
     first,
     judge,
-    medians,
     names,
     nearest,
     subset,
@@ -99,11 +98,11 @@ def test_by_depth_tells_growth_from_ranking() -> None:
     known = torch.ones(1, 40, 3, dtype=torch.bool)
     known[0, 10:, 2] = False
     planted = steps(depth * (1 + jitter), depth * (2 - jitter), known)
-    unit = medians(planted)
-    found = by_depth(planted, torch.ones(1, 1, 1), unit)
+    found = by_depth(planted, torch.ones(1, 1, 1), first(planted, 1))
     assert found["left"] == pytest.approx([1.0, 1.0, 0.25])
     assert found["max_aleatoric"]["spearman"][:2] == pytest.approx([-1.0, -1.0], abs=1e-6)
     assert judge(planted, torch.ones(1, 1, 1), 20)["mean"]["max_aleatoric"]["spearman"]["value"] > 0.4
+    assert found["error_growth"]["mean"][1] > 9
     assert found["error"]["mean"][1] == pytest.approx(10 * found["error"]["mean"][0], rel=1e-5)
     assert found["max_aleatoric"]["median"][1] == pytest.approx(10 * found["max_aleatoric"]["median"][0], rel=1e-5)
     assert math.isnan(found["max_aleatoric"]["median"][2])  # ten trajectories are too few

@@ -101,13 +101,13 @@ def study(case: Case, others: Sequence[Path], known: dict[str, Any], save: Calla
     scale, inside, rolled = change_scale(case), held_out_steps(case), rollout_steps(case)
     if rolled is None:
         sys.exit("the study needs a simulator that can be set to a state")
-    near, unit = first(rolled, STEPS), medians(inside)
+    near = first(rolled, STEPS)
     far = [logged_steps(case, path.stem, other_rows(case, path, TRANSFER_ROWS)) for path in others]
     subsets = 2 if smoke else 10
     stages: dict[str, Callable[[], Any]] = {
-        "median": lambda: dict(zip(names(MEMBERS), unit.T.tolist(), strict=True)),
+        "median": lambda: dict(zip(names(MEMBERS), medians(inside).T.tolist(), strict=True)),
         "agreement": lambda: {steps.name: judge(steps, scale, 20 if smoke else 200) for steps in (near, inside, *far)},
-        "by_depth": lambda: by_depth(rolled, scale, unit),
+        "by_depth": lambda: by_depth(rolled, scale, inside),
         "by_horizon": lambda: {str(h): judge(first(rolled, h), scale, 20 if smoke else 200) for h in HORIZONS},
         "out_of_data": lambda: out_of_data(case, inside, [near, *far], rows=1000 if smoke else 20_000),
         "members": lambda: {
@@ -121,6 +121,13 @@ def study(case: Case, others: Sequence[Path], known: dict[str, Any], save: Calla
             known[name] = stage()
             save()
         case.console.print(f"{number}/{len(stages)} {name}: {time.monotonic() - began:.0f} s")
+
+
+def with_nan(value: Any) -> Any:
+    """What JSON calls null, where too few trajectories were left, is not a number."""
+    if isinstance(value, dict):
+        return {key: with_nan(inner) for key, inner in value.items()}
+    return [np.nan if number is None else number for number in value]
 
 
 # -- table and figure --------------------------------------------------------------------------------------------------
@@ -200,6 +207,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("others", type=Path, nargs="*", metavar="OTHER_DATASET")
     parser.add_argument("--seeds", type=int, default=3, help="fits side by side: 0, 1, ...")
+    parser.add_argument("--label", help="of the dataset, in table and figure; default: its file's name and environment")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the training run")
     parser.add_argument("--smoke", action="store_true", default=bool(os.environ.get("SMOKE")), help="does it run?")
     given = parser.parse_args(words)
@@ -213,17 +221,15 @@ def main(words: Sequence[str]) -> int:
     found: dict[str, Any] = read_json(path) if path.exists() else {}
     others = [str(other) for other in given.others]
     if found.get("others") != others:  # of other questions
-        found = {"dataset": f"{given.dataset.stem} ({case.problem.task.env})", "seeds": list(case.seeds),
-                 "others": others}  # fmt: skip
+        found = {"seeds": list(case.seeds), "others": others}
+    found["dataset"] = given.label or f"{given.dataset.stem} ({case.problem.task.env})"
     study(case, given.others, found, lambda: write_json(path, found), given.smoke)
+    write_json(path, found)
     found = read_json(path)
     text = "\n".join(table(found))
     (given.folder / "uncertainty.md").write_text(text)
     print(text)
-    for curves in found["by_depth"].values():  # null where too few trajectories were left
-        if isinstance(curves, dict):
-            for key, values in curves.items():
-                curves[key] = [np.nan if value is None else value for value in values]
+    found["by_depth"] = with_nan(found["by_depth"])
     draw(found, given.folder / "uncertainty.png")
     print(f"{time.monotonic() - began:.0f} s, {time.process_time() - busy:.0f} of them of CPU; figure: "
           f"{given.folder / 'uncertainty.png'}")  # fmt: skip
