@@ -124,10 +124,12 @@ def study(case: Case, others: Sequence[Path], known: dict[str, Any], save: Calla
 
 
 def with_nan(value: Any) -> Any:
-    """What JSON calls null, where too few trajectories were left, is not a number."""
+    """What JSON calls null, where too few rows were left to say, is not a number."""
     if isinstance(value, dict):
         return {key: with_nan(inner) for key, inner in value.items()}
-    return [np.nan if number is None else number for number in value]
+    if isinstance(value, list):
+        return [with_nan(inner) for inner in value]
+    return np.nan if value is None else value
 
 
 # -- table and figure --------------------------------------------------------------------------------------------------
@@ -225,11 +227,10 @@ def main(words: Sequence[str]) -> int:
     found["dataset"] = given.label or f"{given.dataset.stem} ({case.problem.task.env})"
     study(case, given.others, found, lambda: write_json(path, found), given.smoke)
     write_json(path, found)
-    found = read_json(path)
+    found = with_nan(read_json(path))
     text = "\n".join(table(found))
     (given.folder / "uncertainty.md").write_text(text)
     print(text)
-    found["by_depth"] = with_nan(found["by_depth"])
     draw(found, given.folder / "uncertainty.png")
     print(f"{time.monotonic() - began:.0f} s, {time.process_time() - busy:.0f} of them of CPU; figure: "
           f"{given.folder / 'uncertainty.png'}")  # fmt: skip
