@@ -492,8 +492,9 @@ def diagnose_verb(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "mbrl diagnose",
         description="Why a run did well or badly: held-out quality of its model, what scores of candidate states are "
-        "worth, what a cut leaves, whether critics disagree at the edge of reach, Q against the model's returns, and "
-        "imagined against true trajectories where the simulator can be set to a state (Hopper, Walker2d, HalfCheetah, "
+        "worth, what a cut leaves, which penalty ranks the model's errors, whether critics disagree at the edge of "
+        "reach, Q against the model's returns, and imagined against true trajectories where the simulator can be set "
+        "to a state (Hopper, Walker2d, HalfCheetah, "
         "Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
     )
     parser.add_argument("run_dir", type=Path)

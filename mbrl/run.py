@@ -37,7 +37,7 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.online import Experience
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rollout.filters import Truncate
+from mbrl.rollout.filters import Penalise, Truncate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rundir import FINAL_EVALUATIONS, STOP_FILE, RunDirectory, StopRequest, lock, read_json, to_json, write_json
@@ -300,10 +300,10 @@ def build_examiner(recipe: StateDict) -> Examiner:
 
 
 def calibrate(imagination: Imagination, model: RunModel, problem: Problem) -> None:
-    """Find the thresholds of filters on the rows that the fitted model has held out: the same ones every time."""
-    if not any(isinstance(part, Truncate) for part in imagination.filters.filters):
+    """Find the numbers of filters on the rows that the fitted model has held out: the same ones every time."""
+    if not imagination.filters.to_calibrate():
         return
-    assert isinstance(model, GaussianEnsemble)  # else the cut has been refused
+    assert isinstance(model, GaussianEnsemble)  # else the cut or the scale has been refused
     rows = problem.dataset.transitions
     held_out = model.split(len(rows.reward)).holdout.cpu()
     obs, action = rows.obs[held_out].to(model.device), rows.action[held_out].to(model.device)
@@ -658,11 +658,13 @@ class Run:
         return True
 
     def calibrate(self) -> None:
-        """Thresholds that are a quantile of held-out rows become numbers."""
+        """Thresholds and units that are quantiles over held-out rows become numbers."""
         calibrate(self.imagination, self.model, self.problem)
         for part in self.imagination.filters.filters:
             if isinstance(part, Truncate):
                 self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
+            if isinstance(part, Penalise) and part.unit is not None:
+                self.run.write_meta(penalise={"uncertainty": part.name, "median": part.unit.flatten().tolist()})
 
     def evaluator_settings(self) -> dict[str, Any]:
         """What `Evaluator` needs to make environments for all seeds and episodes, as plain data."""
