@@ -12,7 +12,7 @@ demo: .venv/.installed
 	$(BIN)/mbrl train
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

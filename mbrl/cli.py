@@ -1,4 +1,4 @@
-"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose`. Verbs stay thin; parts do the work."""
+"""The command line: `mbrl train | fit | collect | inspect | eval | diagnose | report`. Verbs are thin, parts work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -28,8 +31,9 @@ from mbrl.compose import ConfigError
 from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
 from mbrl.evaluate import EvaluationError
-from mbrl.run import INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
-from mbrl.rundir import RunDirectory, read_json
+from mbrl.run import CHANGEABLE, INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
+from mbrl.rundir import STOP_FILE, RunDirectory, read_json
+from mbrl.sweep import BASIC, Job, SweepError, register_sweepers
 from mbrl.train import TrainingDiverged
 
 USER_ERRORS = (
@@ -39,6 +43,7 @@ USER_ERRORS = (
     CheckpointError,
     EvaluationError,
     TrainingDiverged,
+    SweepError,
     OSError,
     ModuleNotFoundError,
     ValueError,
@@ -59,6 +64,7 @@ mbrl - model-based offline reinforcement learning: from a dataset of logged tran
   mbrl inspect DATASET            what is in a dataset: sizes, returns, coverage, faults
   mbrl eval    RUN_DIR            score a trained policy again, or a planner on the run's model
   mbrl diagnose RUN_DIR           why it did well or badly: model, scores, cuts, edge of reach, Q against returns
+  mbrl report  RUN_DIR...         tables, intervals and curves over tasks, methods and seeds
 
 `mbrl VERB --help` says more. Version {version}.
 """
@@ -72,6 +78,7 @@ mbrl train: a dataset in, a policy out.
   mbrl train dataset=logs.hdf5 env=Hopper-v5 updates=300000
   mbrl train loop=online algo=mbpo env=Pendulum-v1               real steps while training goes on (docs/online.md)
   mbrl train resume=runs/pendulum-mopo-seed0/2026-01-31_12-00-00
+  mbrl train -m algo=mopo,mobile seed=0,1,2 run_dir=table        a sweep: every combination, a run each
 
 What most people set:
   task=NAME        dataset + environment + horizon + termination + reference scores: hopper-medium-v2, pendulum
@@ -90,7 +97,9 @@ What most people set:
   run_dir=DIR      where everything goes        resume=DIR    go on with a run
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
-`-m` sweeps over comma-separated values. `--config-dir DIR` adds a folder of your own YAML options.
+`-m` sweeps over comma-separated values, a folder per run under run_dir=; given again, it goes on where it stopped.
+hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md).
+`--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
 
@@ -138,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "inspect": inspect_verb,
         "eval": eval_verb,
         "diagnose": diagnose_verb,
+        "report": report_verb,
     }
     if verb not in verbs:
         console.print(f"mbrl: there is no verb {verb!r}{compose.hint(verb, list(verbs))}", style="red", markup=False)
@@ -148,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MBRL_TRACEBACK"):
             raise
         console.print(f"mbrl {verb}: {error}", style="red", markup=False, highlight=False)
-        if not isinstance(error, ConfigError | DatasetError | TaskError | CheckpointError | EvaluationError | OSError):
+        if not isinstance(
+            error, ConfigError | DatasetError | TaskError | CheckpointError | EvaluationError | SweepError | OSError
+        ):
             console.print("(MBRL_TRACEBACK=1 shows where it came from)", markup=False)
         return 1
     except KeyboardInterrupt:
@@ -194,31 +206,40 @@ def print_config(overrides: list[str]) -> None:
     print(OmegaConf.to_yaml(compose.resolve(cfg, compose.load_problem(cfg).task)), end="")
 
 
-def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Path], int]) -> int:
-    """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`."""
-    compose.register_resolvers()
+def hydra_verb(
+    config_name: str, words: list[str], job: Callable[[DictConfig, Path], int], go_on: Callable[[Path, list[str]], int]
+) -> int:
+    """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`.
+
+    Args:
+        config_name: of the primary YAML file.
+        words: of the command line.
+        job: makes a new run.
+        go_on: called instead where the folder of a sweep's job holds a run already, with the words that it was given.
+    """
     compose.check_overrides(words, config_name)
+    register_sweepers()
     overrides, flags = compose.split_words(words)
     if config_name == "train" and flags == ["--cfg", "job"]:
         print_config(overrides)
         return 0
-    if {"-m", "--multirun"} & set(flags):  # a sweep has one directory for all its runs
-        overrides = [f"hydra.sweep.dir={w[len('run_dir=') :]}" if w.startswith("run_dir=") else w for w in overrides]
+    if {"-m", "--multirun"} & set(flags):
+        overrides = sweep_folder(overrides)
     status = 0
     failure: Exception | None = None
 
-    def entry(cfg: DictConfig) -> None:
+    def entry(cfg: DictConfig) -> int:
         nonlocal status, failure
-        path = Path(HydraConfig.get().runtime.output_dir)
+        hydra_cfg = HydraConfig.get()
+        path = Path(hydra_cfg.runtime.output_dir)
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            return sweep_job(cfg, path, job, go_on)
         try:
-            status = max(status, job(cfg, path))
+            status = job(cfg, path)
         except Exception as error:
             forget(path)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra says which run of the sweep it was
             failure = error
-        if status == INTERRUPTED:
-            raise KeyboardInterrupt  # not the next run of a sweep
+        return status
 
     entry.__module__ = "mbrl.cli"
     decorated = hydra.main(config_path=str(compose.config_folder()), config_name=config_name, version_base="1.3")(entry)
@@ -232,6 +253,61 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
     if failure is not None:
         raise failure
     return status
+
+
+def sweep_folder(overrides: list[str]) -> list[str]:
+    """The words of a sweep with one folder for all its runs, as a full path: its jobs may start anywhere."""
+    given = [word.split("=", 1)[1] for word in overrides if word.startswith(("run_dir=", "hydra.sweep.dir="))]
+    folder = Path(given[-1]) if given else Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    kept = [word for word in overrides if not word.startswith(("run_dir=", "hydra.sweep.dir="))]
+    return [*kept, f"hydra.sweep.dir='{folder.resolve()}'"]
+
+
+LOOK_AGAIN = 5
+"""Seconds between looks at a run that another process has."""
+
+
+def sweep_job(
+    cfg: DictConfig, path: Path, job: Callable[[DictConfig, Path], int], go_on: Callable[[Path, list[str]], int]
+) -> int:
+    """One run of a sweep, in whatever process the launcher has chosen; a run that is there already goes on.
+
+    That is how a job that was lost with its machine, and is tried again by the launcher, keeps what it had.
+    """
+    hydra_cfg = HydraConfig.get()
+    if Path.cwd() != Path(hydra_cfg.runtime.cwd) and Path(hydra_cfg.runtime.cwd).is_dir():
+        os.chdir(hydra_cfg.runtime.cwd)  # a worker of Ray starts elsewhere, and a path may be relative
+    alone = hydra_cfg.launcher._target_ == BASIC
+    if (path.parent / STOP_FILE).exists():
+        forget(path)
+        return INTERRUPTED
+    try:
+        with contextlib.nullcontext() if alone else output_to(path / "output.txt"):
+            while True:
+                begun = (path / "meta.json").exists()
+                try:
+                    status = go_on(path, list(hydra_cfg.overrides.task)) if begun else job(cfg, path)
+                    break
+                except BlockingIOError as error:  # a launcher took a job for lost that is alive
+                    print(f"{error}; looking again every {LOOK_AGAIN} s", flush=True)
+                    time.sleep(LOOK_AGAIN)
+    except Exception:
+        forget(path)
+        raise
+    if status == INTERRUPTED and alone:
+        raise KeyboardInterrupt  # not the next run of the sweep
+    return status
+
+
+@contextlib.contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """What is printed goes to the end of a file: several runs at once would mix their lines on one screen."""
+    with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc()
+            raise
 
 
 def forget(path: Path) -> None:
@@ -249,7 +325,7 @@ def train_verb(words: list[str]) -> int:
     begun = run_to_resume("train", words)
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).train()
-    return hydra_verb("train", words, start_run)
+    return hydra_verb("train", words, start_run, go_on_training)
 
 
 def fit_verb(words: list[str]) -> int:
@@ -259,7 +335,7 @@ def fit_verb(words: list[str]) -> int:
     begun = run_to_resume("fit", words)
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).fit_only()
-    return hydra_verb("train", words, fit_run)
+    return hydra_verb("train", words, fit_run, go_on_fitting)
 
 
 def collect_verb(words: list[str]) -> int:
@@ -271,7 +347,7 @@ def collect_verb(words: list[str]) -> int:
     begun = run_to_resume("collect", words)
     if begun is not None:
         return resume_collection(begun, [w for w in words if not w.startswith("resume=")])
-    return hydra_verb("collect", words, start_collection)
+    return hydra_verb("collect", words, start_collection, lambda path, _: resume_collection(path, []))
 
 
 def start_run(cfg: DictConfig, path: Path) -> int:
@@ -280,11 +356,21 @@ def start_run(cfg: DictConfig, path: Path) -> int:
     return Run(prepare(cfg, problem, path), problem, path).train()
 
 
-CHANGEABLE = (
-    "updates", "device", "threads", "compile", "store", "fit_gate", "logger", "wandb", "progress", "log_every",
-    "eval.every", "eval.background", "checkpoint_seconds",
-)  # fmt: skip
-"""Keys, or their beginnings, that a resumed run may be given anew."""
+def changeable(words: Sequence[str]) -> list[str]:
+    """Those overrides that a run which has begun may be given anew."""
+    return [word for word in words if word.startswith(CHANGEABLE)]
+
+
+def go_on_training(path: Path, words: Sequence[str]) -> int:
+    """Go on with a run of a sweep; one that is finished stays as it is."""
+    if Job(path, tuple(words)).state() == "finished":
+        return 0
+    return resume_run(path, changeable(words)).train()
+
+
+def go_on_fitting(path: Path, words: Sequence[str]) -> int:
+    """Go on with a fit of a sweep."""
+    return resume_run(path, changeable(words)).fit_only()
 
 
 def resume_run(path: Path, words: list[str]) -> Run:
@@ -304,7 +390,6 @@ def resume_run(path: Path, words: list[str]) -> Run:
                 f"resume: {key} is settled since the run began; what may change is {', '.join(CHANGEABLE)}. For "
                 f"another {key}, start a new run"
             )
-    compose.register_resolvers()
     compose.check_numbers(cfg)
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != run.meta["dataset_hash"]:
@@ -407,8 +492,9 @@ def diagnose_verb(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "mbrl diagnose",
         description="Why a run did well or badly: held-out quality of its model, what scores of candidate states are "
-        "worth, what a cut leaves, whether critics disagree at the edge of reach, Q against the model's returns, and "
-        "imagined against true trajectories where the simulator can be set to a state (Hopper, Walker2d, HalfCheetah, "
+        "worth, what a cut leaves, which penalty ranks the model's errors, whether critics disagree at the edge of "
+        "reach, Q against the model's returns, and imagined against true trajectories where the simulator can be set "
+        "to a state (Hopper, Walker2d, HalfCheetah, "
         "Pendulum, refrigerator). Works on a run in progress; nothing in it changes.",
     )
     parser.add_argument("run_dir", type=Path)
@@ -420,6 +506,13 @@ def diagnose_verb(words: list[str]) -> int:
     folder = diagnose(parsed.run_dir, parsed.score, parsed.device)
     Console(soft_wrap=True).print(f"numbers: {folder / 'diagnose.json'}", highlight=False)
     return 0
+
+
+def report_verb(words: list[str]) -> int:
+    """`mbrl report RUN_DIR...`."""
+    from mbrl.cli_report import make_report
+
+    return make_report(words)
 
 
 def _count(word: str, least: int = 1) -> int:

@@ -24,7 +24,7 @@ from mbrl.plan.planners import CEM, ICEM, MPPI
 from mbrl.plan.policy import PlanningPolicy
 from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
 from mbrl.rollout.uncertainty import ensemble_std
-from mbrl.run import newest_policy, open_evaluator, saved_config, saved_model, saved_problem
+from mbrl.run import calibrate, newest_policy, open_evaluator, saved_config, saved_model, saved_problem
 from mbrl.rundir import read_json
 from mbrl.types import Planner, RunModel
 
@@ -173,6 +173,7 @@ def search(
         bootstrap=critics_value(learner) if parsed.bootstrap and learner is not None else None,
         chunk=5120 if model.device.type == "cpu" and not certain else 1 << 20,
     )
+    calibrate(returns.imagination, model, problem)
     return planner, returns
 
 
@@ -187,8 +188,8 @@ def world(cfg: DictConfig, problem: Problem, model: RunModel, penalty: float) ->
     if penalty:
         if isinstance(model, OracleModel):
             raise ConfigError("--penalty: this run's model is the true simulator, which has no doubt; leave it out")
-        uncertainty = instantiate(cfg.rollout.penalise).uncertainty if cfg.rollout.penalise else ensemble_std
-        penalise = Penalise(uncertainty, penalty)
+        own = instantiate(cfg.rollout.penalise) if cfg.rollout.penalise else Penalise(ensemble_std, penalty)
+        penalise = Penalise(own.uncertainty, penalty, own.scale)
         if model.elite_count == 1 and penalise.needs_members:
             raise ConfigError(f"--penalty: {penalise.name} measures how elites disagree, and this run's model has one")
     return FilterChain(clip=clip, terminate=Terminate(problem.task.termination), penalise=penalise)

@@ -279,6 +279,9 @@ def check_numbers(cfg: DictConfig) -> None:
     measured = OmegaConf.select(cfg, "lipschitz.measure")
     if measured not in (None, True, False, "auto"):
         raise ConfigError(f"lipschitz.measure={measured}: expected true, false or auto")
+    scale = OmegaConf.select(cfg, "rollout.penalise.scale")
+    if scale not in (None, "median"):
+        raise ConfigError(f"rollout.penalise.scale={scale}: expected median, or null for the uncertainty's own unit")
     minimum = OmegaConf.select(cfg, "learner.target_minimum")
     if minimum not in (None, "auto") and type(minimum) not in (int, float):
         raise ConfigError(f"learner.target_minimum={minimum}: expected auto, a number, or null for no limit")
@@ -303,6 +306,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("difference", lambda a, b: a - b, replace=True)
     OmegaConf.register_new_resolver("share", lambda count, by: max(1, int(count) // int(by)), replace=True)
     OmegaConf.register_new_resolver("run_name", lambda _="", *, _root_: run_name(_root_=_root_), replace=True)
+
+
+register_resolvers()  # here, since a sweep's workers compose in processes of their own
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -576,6 +582,17 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
         raise ConfigError(
             "scores and cuts by distrust judge a fitted model by the rows that it has held out, and dynamics=oracle is "
             "the truth: leave out filter=[morec], filter=[truncate] and score=, or choose a fitted model"
+        )
+    scaled = rollout.penalise is not None and OmegaConf.select(rollout, "penalise.scale") is not None
+    if scaled and not isinstance(model, GaussianEnsemble):
+        raise ConfigError(
+            "rollout.penalise.scale=median is measured on a fitted model, and dynamics=oracle has no doubt; leave the "
+            "scale out, or choose a fitted model"
+        )
+    if scaled and is_online(cfg):
+        raise ConfigError(
+            "rollout.penalise.scale=median is measured once, on held-out rows of a fixed dataset, and online there are "
+            "ever new ones; leave the scale out, or use loop=offline"
         )
     if rollout.truncate is not None and is_online(cfg):
         raise ConfigError(

@@ -30,6 +30,7 @@ from mbrl.checkpoint import load_latest
 from mbrl.compose import ConfigError, Problem
 from mbrl.data import refrigerator
 from mbrl.diagnose_edge import edge_finding
+from mbrl.diagnose_penalties import penalties
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import GaussianEnsemble, scaler
 from mbrl.dynamics.oracle import Oracle
@@ -252,7 +253,6 @@ def open_case(path: Path, further: Sequence[str], device: str, console: Console)
     """
     meta, cfg = read_json(path / "meta.json"), saved_config(path)
     cfg.device = device
-    compose.register_resolvers()
     problem = saved_problem(path, cfg, meta)
     if not len(problem.dataset.transitions.reward):
         raise ConfigError(
@@ -792,7 +792,7 @@ def case_tensors(
 
 
 DIAGNOSES: tuple[Callable[[Case], Finding | None], ...] = (
-    dynamics, ranking, order, truncation, deviation, edge, flatness, error_map
+    dynamics, ranking, order, truncation, penalties, deviation, edge, flatness, error_map
 )  # fmt: skip
 """In the order of their display."""
 

@@ -7,6 +7,7 @@ row are still to come, it is held back, and so are all rows after it: no sink ne
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import importlib.util
@@ -98,7 +99,9 @@ class RunLogger:
             self._sinks.append(_TensorBoard(self._run_dir / "tensorboard"))
         if "wandb" in sinks:
             check_wandb_key(wandb_mode)
-            self._wandb_id = secrets.token_hex(4)
+            # An agent of a wandb sweep has chosen the id, and wandb would ignore another one.
+            agent = "WANDB_SWEEP_ID" in os.environ
+            self._wandb_id = (os.environ.get("WANDB_RUN_ID") if agent else None) or secrets.token_hex(4)
             options = {
                 "project": wandb_project,
                 "entity": wandb_entity,
@@ -292,6 +295,20 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+def last_update(run_dir: Path) -> int:
+    """The update of the last whole row of `metrics.jsonl`, from its end alone; 0 if there is none."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        lines = file.read().split(b"\n")
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["update"])
+    return 0
 
 
 class _Sink(Protocol):

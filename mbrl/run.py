@@ -37,10 +37,10 @@ from mbrl.memory import plan_memory
 from mbrl.nets import bfloat16_speedup, generator, use_tf32
 from mbrl.online import Experience
 from mbrl.rollout.estimate import model_estimate
-from mbrl.rollout.filters import Truncate
+from mbrl.rollout.filters import Penalise, Truncate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
-from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
+from mbrl.rundir import FINAL_EVALUATIONS, STOP_FILE, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
@@ -49,6 +49,13 @@ from mbrl.train import Training, TrainingDiverged, without_prefix
 from mbrl.types import DynamicsModel, Fittable, Metrics, RunModel, StateDict, Stateful, Transition
 
 INTERRUPTED = 130
+"""Exit status of a run that was stopped and has saved its state."""
+
+CHANGEABLE = (
+    "updates", "device", "threads", "compile", "store", "fit_gate", "logger", "wandb", "progress", "log_every",
+    "eval.every", "eval.background", "checkpoint_seconds",
+)  # fmt: skip
+"""Keys, or their beginnings, that a resumed run may be given anew."""
 
 
 def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
@@ -112,7 +119,6 @@ def saved_problem(path: Path, cfg: DictConfig, meta: Mapping[str, Any]) -> Probl
     Raises:
         ConfigError: the dataset is another one now.
     """
-    compose.register_resolvers()
     problem = compose.load_problem(cfg)
     if problem.dataset.hash != meta["dataset_hash"]:
         raise ConfigError(f"{problem.dataset.name} is not the dataset that {path} was made from; put the old file back")
@@ -233,8 +239,8 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM become a request to stop; a failure is noted in `meta.json`."""
-    with StopRequest() as stop:
+    """Ctrl-C, SIGTERM and the end of a sweep become a request to stop; a failure is noted in `meta.json`."""
+    with StopRequest(run.path.parent / STOP_FILE) as stop:
         try:
             yield stop
         except BaseException as error:
@@ -294,10 +300,10 @@ def build_examiner(recipe: StateDict) -> Examiner:
 
 
 def calibrate(imagination: Imagination, model: RunModel, problem: Problem) -> None:
-    """Find the thresholds of filters on the rows that the fitted model has held out: the same ones every time."""
-    if not any(isinstance(part, Truncate) for part in imagination.filters.filters):
+    """Find the numbers of filters on the rows that the fitted model has held out: the same ones every time."""
+    if not imagination.filters.to_calibrate():
         return
-    assert isinstance(model, GaussianEnsemble)  # else the cut has been refused
+    assert isinstance(model, GaussianEnsemble)  # else the cut or the scale has been refused
     rows = problem.dataset.transitions
     held_out = model.split(len(rows.reward)).holdout.cpu()
     obs, action = rows.obs[held_out].to(model.device), rows.action[held_out].to(model.device)
@@ -652,11 +658,13 @@ class Run:
         return True
 
     def calibrate(self) -> None:
-        """Thresholds that are a quantile of held-out rows become numbers."""
+        """Thresholds and units that are quantiles over held-out rows become numbers."""
         calibrate(self.imagination, self.model, self.problem)
         for part in self.imagination.filters.filters:
             if isinstance(part, Truncate):
                 self.run.write_meta(truncate={"signal": part.signal, "threshold": part.threshold()})
+            if isinstance(part, Penalise) and part.unit is not None:
+                self.run.write_meta(penalise={"uncertainty": part.name, "median": part.unit.flatten().tolist()})
 
     def evaluator_settings(self) -> dict[str, Any]:
         """What `Evaluator` needs to make environments for all seeds and episodes, as plain data."""

@@ -11,6 +11,7 @@ import platform
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
@@ -349,20 +350,47 @@ def lock(folder: Path) -> BinaryIO:
     return file
 
 
+STOP_FILE = ".stop"
+"""Made in a sweep's folder, it asks the runs below to stop, on whatever machine they are."""
+
+LOOK_SECONDS = 1.0
+"""How often `StopRequest` looks for it."""
+
+
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that a loop reads between updates.
+    """Turns SIGINT, SIGTERM and a new stop file into a flag that a loop reads between updates.
 
     ```python
     with StopRequest() as stop:
         while not stop.requested: ...
     ```
     Ctrl-C once a stop has been requested raises KeyboardInterrupt at once. The handlers of before come back on exit.
-    Outside the main thread, where Python allows no handlers, nothing is installed and `requested` stays False.
+    Outside the main thread Python allows no handlers, and only the file is heard.
+
+    Args:
+        file: whose making asks to stop; one that is there already is an old one.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, file: Path | None = None) -> None:
+        self._requested = False
         self._previous: dict[int, Any] = {}
+        self._file = file
+        self._before = self._made()
+        self._looked = time.monotonic()
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody has asked to stop."""
+        if self._file is not None and not self._requested and time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._requested = self._made() not in (None, self._before)
+        return self._requested
+
+    def _made(self) -> int | None:
+        try:
+            return None if self._file is None else self._file.stat().st_mtime_ns
+        except OSError:
+            return None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -379,6 +407,6 @@ class StopRequest:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True

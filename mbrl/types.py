@@ -65,6 +65,27 @@ class Prediction(NamedTuple):
         return Prediction(torch.take_along_dim(self.mean, index, -3), torch.take_along_dim(self.std, index, -3))
 
 
+class Guess(NamedTuple):
+    """What every member says of a step, and which next state was taken: all that an uncertainty is a function of.
+
+    Measures of the spread alone look at `mean` and `std`, and take a `Prediction` as well.
+    """
+
+    mean: Tensor  # (*, E, N, O+1) as in Prediction
+    std: Tensor  # (*, E, N, O+1)
+    next_obs: Tensor  # (*, N, O) as the selector took it: no filter has changed it
+    member: Tensor  # (*, N) int64, below E: the member whose sample that is; see `Selected`
+
+
+class Selected(NamedTuple):
+    """What a selector believes of a step."""
+
+    next_obs: Tensor  # (*, N, O)
+    reward: Tensor  # (*, N)
+    score: Tensor  # (*, N) its trust, 0 if it has none
+    member: Tensor  # (*, N) int64, whose sample it is, an index of E; of a mean, which no member made, a random elite
+
+
 class Imagined(NamedTuple):
     """One imagined step of N lanes. The width never shrinks: dead lanes compute and are masked."""
 
@@ -77,7 +98,13 @@ class Imagined(NamedTuple):
     keep: Tensor  # (*, N) bool: the row may enter the ring
     score: Tensor  # (*, N) the selector's trust, 0 if it has none
     prediction: Prediction
+    selected: Selected  # what the selector took, before any filter
     notes: Metrics = {}  # noqa: RUF012  # what the action source says of its choices: (*, N) each
+
+    @property
+    def guess(self) -> Guess:
+        """What an uncertainty is a function of."""
+        return Guess(*self.prediction, self.selected.next_obs, self.selected.member)
 
 
 class Plan(NamedTuple):
@@ -229,8 +256,8 @@ class Selector(Protocol):
 
     def __call__(
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """noise (S, N, noise_size), uniform (S, N) in [0, 1) -> next_obs (S, N, O), reward (S, N), score (S, N)."""
+    ) -> Selected:
+        """prediction (S, E, N, O+1), elites (S, k) indices of E, noise (S, N, noise_size), uniform (S, N) in [0, 1)."""
         ...
 
 
@@ -269,6 +296,20 @@ class Filter(Protocol):
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
         """`t` counts imagined steps from 0."""
+        ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A filter that may have a number in it which depends on the fitted model."""
+
+    @property
+    def asks_held_out(self) -> bool:
+        """Whether that number is to be found on held-out rows, before the filter is called."""
+        ...
+
+    def calibrate(self, held_out: Imagined) -> None:
+        """Find it: steps (S, N, .) from rows that the model has not seen, with the logged actions, unfiltered."""
         ...
 
 

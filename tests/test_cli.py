@@ -23,7 +23,7 @@ from mbrl.data.builtin import pendulum_log
 from mbrl.log import read_metrics
 from mbrl.run import saved_policy
 
-VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose")
+VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose", "report")
 TINY = [
     "updates=40",
     "batch_size=16",
@@ -119,7 +119,7 @@ def test_help_of_train_lists_the_options_there_are(capsys: pytest.CaptureFixture
     assert "{" not in said
 
 
-@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose"])
+@pytest.mark.parametrize("verb", ["inspect", "eval", "diagnose", "report"])
 def test_verbs_that_need_a_word_say_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([verb]) == 2
     assert f"usage: mbrl {verb}" in capsys.readouterr().err
@@ -403,7 +403,7 @@ def test_seeds_side_by_side(words: list[str], tmp_path: Path) -> None:
 
 def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> None:
     assert main([*words[:-1], "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
-    for job, seed in (("0", 0), ("1", 1)):
+    for job, seed in (("seed=0", 0), ("seed=1", 1)):
         assert read(tmp_path / "sweep" / job / "summary.json")["seeds"] == [seed]
         assert (tmp_path / "sweep" / job / "policy.pt").exists()
 
@@ -563,7 +563,8 @@ def command(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_commands_in_the_documents_have_the_right_words() -> None:
     root = Path(__file__).parents[1]
-    lines = [line for file in (root / "README.md", *root.glob("docs/*.md")) for line in file.read_text().splitlines()]
+    texts = [file.read_text().replace("\\\n", " ") for file in (root / "README.md", *root.glob("docs/*.md"))]
+    lines = [line for text in texts for line in text.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("mbrl train ", "mbrl fit "))]
     assert len(commands) >= 4
     for words in commands:
@@ -595,6 +596,21 @@ def test_eval_prints_and_changes_nothing(finished: Path, capsys: pytest.CaptureF
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     main(["eval", str(finished), "--episodes", "2"])
     assert capsys.readouterr().out == said
+
+
+def test_report_of_a_real_run_changes_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    page = tmp_path / "report.html"
+    assert main(["report", str(finished.parent), "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "1 run, 1 in the tables: 1 task, 1 method, 1 trained seed" in said
+    assert "2 evaluations up to update 40, 2 episodes each" in said
+    assert f"{read(finished / 'summary.json')['final_return_mean']:,.1f}" in said
+    assert page.stat().st_size > 1_000_000  # what draws the curves is in it
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_eval_repeats_an_evaluation_of_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

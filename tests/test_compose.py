@@ -191,7 +191,7 @@ def test_one_elite_for_each_lane_where_nobody_looks_at_the_spread() -> None:
         assert (compose.build_imagination(cfg, problem, model).simulator is not None) is alone
 
 
-@pytest.mark.parametrize("penalty", ["max_pairwise", "ensemble_std"])
+@pytest.mark.parametrize("penalty", ["max_pairwise", "ll_variance", "loo_kl"])
 def test_a_single_model_has_no_disagreement(penalty: str) -> None:
     cfg = composed("dynamics=single", f"penalty={penalty}")
     problem = compose.load_problem(cfg)
@@ -207,7 +207,7 @@ def test_a_single_model_has_no_disagreement(penalty: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["penalty=ensemble_std"], "several members disagree, and dynamics.members is 1; choose penalty=max_aleatoric"),
+        (["penalty=loo_kl"], "several members disagree, and dynamics.members is 1; choose penalty=max_aleatoric"),
         (["algo=mobile"], "how far several elites disagree, and dynamics.elites is 1; raise dynamics.elites"),
         (
             ["filter=[morec]", "rollout.select.resample=1"],
@@ -534,7 +534,8 @@ def test_filters_that_lack_something_say_what(words: list[str], said: str) -> No
         (["filter=[morec]"], "scores and cuts by distrust judge a fitted model"),
         (["filter=[truncate]"], "scores and cuts by distrust judge a fitted model"),
         (["score=closest_to_mean"], "scores and cuts by distrust judge a fitted model"),
-        (["penalty=ensemble_std"], "measures how several members disagree, and dynamics.members is 1"),
+        (["penalty=max_pairwise"], "measures how several members disagree, and dynamics.members is 1"),
+        (["rollout.penalise.scale=median"], "is measured on a fitted model, and dynamics=oracle has no doubt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -94,11 +94,12 @@ def diagnosed(run: Path) -> dict[str, Any]:
 
 def test_every_diagnosis_is_there_with_its_figure(run: Path, diagnosed: dict[str, Any]) -> None:
     assert list(diagnosed) == [
-        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "deviation", "edge", "flatness", "error_map"
+        "seeds", "scores", "dynamics", "ranking", "order", "truncation", "penalties", "deviation", "edge", "flatness",
+        "error_map",
     ]  # fmt: skip
     assert diagnosed["scores"] == ["residual", "closest_to_mean", "log_likelihood"]
     figures = {path.stem for path in (run / "diagnose").glob("*.png")}
-    assert figures == {"dynamics", "ranking", "truncation", "deviation", "edge", "error_map"}
+    assert figures == {"dynamics", "ranking", "truncation", "penalties", "deviation", "edge", "error_map"}
 
 
 def test_perfect_choices_are_best_and_random_ones_chance(diagnosed: dict[str, Any]) -> None:
@@ -127,6 +128,25 @@ def test_trajectories_and_the_map(diagnosed: dict[str, Any]) -> None:
     error = diagnosed["error_map"]
     assert list(error["map"]) == ["plain ensemble", "best of 4", "best of 40", "best of a uniform grid"]
     assert all(set(row) == set(UNSEEN) for row in error["rollouts"].values())
+
+
+def test_penalties_against_the_truth(diagnosed: dict[str, Any]) -> None:
+    found = diagnosed["penalties"]
+    assert list(found) == ["median", "held-out rows", "steps of the policy", "by_depth"]
+    heuristics = ["max_aleatoric", "max_pairwise", "ensemble_std", "ensemble_variance", "ll_variance", "loo_kl"]
+    assert list(found["median"]) == heuristics
+    for steps in ("held-out rows", "steps of the policy"):
+        for target in ("mean", "sample"):
+            assert list(found[steps][target]) == heuristics
+            for row in found[steps][target].values():
+                for number in row.values():
+                    assert number["low"] <= number["high"]
+                    assert number["value"] == pytest.approx(np.mean(number["per_seed"]))
+        # A root changes no order.
+        std, variance = (found[steps]["mean"][f"ensemble_{name}"]["spearman"]["value"] for name in ("std", "variance"))
+        assert std == pytest.approx(variance, abs=1e-6)  # of one dimension
+    assert found["steps of the policy"]["rows"] == [2500, 2500]  # a refrigerator does not end
+    assert found["by_depth"]["left"] == [1.0] * 50
 
 
 def test_the_edge_of_a_run(run: Path, diagnosed: dict[str, Any]) -> None:
@@ -192,6 +212,7 @@ def test_without_a_policy_or_a_simulator_held_out_rows_are_looked_at(
     assert main(["diagnose", str(path)]) == 0
     assert "no policy yet" in capsys.readouterr().out
     found = read(path / "diagnose" / "diagnose.json")
+    assert list(found["penalties"]) == ["median", "held-out rows"]
     assert list(found["ranking"]) == ["held-out rows"]
     assert found["scores"] == ["closest_to_mean", "log_likelihood"]
     assert "deviation" not in found

@@ -136,6 +136,35 @@ def test_the_model_that_is_left_out_is_the_default_by_another_name() -> None:
     assert one == other
 
 
+PENALTIES = [name for name in options("penalty") if name != "none"]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_every_penalty_trains_in_its_unit_and_in_that_of_its_median(penalty: str, data: Path, tmp_path: Path) -> None:
+    check("mopo", [], "ensemble", data, tmp_path / "plain", f"penalty={penalty}")
+    # With a selector that scores, and a learning rate that does not know how long the run is.
+    scaled = [f"penalty={penalty}", "rollout.penalise.scale=median", "learner.cosine_actor=false"]
+    check("mopo", ["morec"], "ensemble", data, tmp_path / "resumed", *scaled)
+    noted, other = (tmp_path / name / "meta.json" for name in ("resumed", "whole"))
+    assert begin("mopo", ["morec"], "ensemble", data, other.parent, *scaled, f"updates={MORE}").train() == 0
+    found = json.loads(noted.read_text())["penalise"]
+    assert found["uncertainty"] == penalty
+    assert min(found["median"]) > 0
+    assert json.loads(other.read_text())["penalise"] == found
+    assert (noted.parent / "policy.pt").read_bytes() == (other.parent / "policy.pt").read_bytes()
+
+
+@pytest.mark.parametrize("model", SINGLE)
+def test_a_single_model_has_the_penalties_that_are_no_disagreement(model: str, data: Path, tmp_path: Path) -> None:
+    for penalty in PENALTIES:
+        given = ("mopo", [], model, data, tmp_path / penalty, f"penalty={penalty}")
+        if penalty in ("max_pairwise", "ll_variance", "loo_kl"):
+            with pytest.raises(ConfigError, match=f"{penalty} measures how several members disagree"):
+                begin(*given)
+        else:
+            check(*given)
+
+
 ONLINE = [
     "loop=online", "loop.dataset=true", "loop.steps=24", "loop.warm_up=4", "loop.updates_per_step=1",
     "loop.fit_every=10", "loop.evaluate_every=20", "loop.log_every=10",

@@ -32,7 +32,8 @@ def test_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel: Path) -
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mbrl").rglob("*.py")}
     configs = {f"mbrl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert "mbrl/configs/train.yaml" in configs
-    assert names == sources | configs | {"mbrl/py.typed"}
+    data = {f"mbrl/report/{name}" for name in ("page.css", "page.js", "published.yaml")}
+    assert names == sources | configs | data | {"mbrl/py.typed"}
 
 
 def test_wheel_runs_in_an_empty_directory(wheel: Path, tmp_path: Path) -> None:

@@ -400,15 +400,15 @@ def test_a_stop_ends_the_sweep(reference: Reference, tmp_path: Path) -> None:
     words = [word for word in words if not word.startswith("run_dir=")]
     sweep = tmp_path / "sweep"
     process = start([*words, "-m", "seed=0,1", f"hydra.sweep.dir={sweep}"], tmp_path / "output")
-    while process.is_alive() and not after_update(sweep / "0", 60):
+    while process.is_alive() and not after_update(sweep / "seed=0", 60):
         time.sleep(0.001)
     process.terminate()
     process.join()
     assert process.exitcode == 130
-    assert meta(sweep / "0")["status"] == "interrupted"
-    assert not (sweep / "1").exists()
-    assert main(["train", f"resume={sweep / '0'}"]) == 0
-    reference.assert_equal(sweep / "0")
+    assert meta(sweep / "seed=0")["status"] == "interrupted"
+    assert not (sweep / "seed=1").exists()
+    assert main(["train", f"resume={sweep / 'seed=0'}"]) == 0
+    reference.assert_equal(sweep / "seed=0")
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------

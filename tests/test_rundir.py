@@ -208,6 +208,19 @@ def test_stop_request_in_another_thread_does_nothing() -> None:
     assert seen == [False, True]
 
 
+def test_a_new_stop_file_is_a_request_and_an_old_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbrl.rundir.LOOK_SECONDS", 0.0)
+    file = tmp_path / ".stop"
+    file.touch()
+    os.utime(file, (1, 1))
+    with StopRequest(file) as stop:
+        assert not stop.requested
+        file.touch()
+        assert stop.requested
+        file.unlink()
+        assert stop.requested
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_process_told_to_end_ends_in_order(tmp_path: Path) -> None:
     script = (

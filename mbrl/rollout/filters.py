@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbrl.rollout.uncertainty import DISAGREEMENTS, Uncertainty, max_aleatoric, mixture_spread
-from mbrl.types import Filter, Imagined, Termination, Transition
+from mbrl.types import Calibrated, Filter, Imagined, Termination, Transition
 
 
 class Clip:
@@ -60,21 +60,57 @@ class Terminate:
 
 
 class Penalise:
-    """MOPO: reward - coefficient * uncertainty (Yu et al. 2020, equation 2)."""
+    """MOPO: reward - coefficient * uncertainty (Yu et al. 2020, equation 2).
 
-    def __init__(self, uncertainty: Uncertainty, coefficient: float) -> None:
+    Args:
+        uncertainty: of a step.
+        coefficient: the weight.
+        scale: `median` divides the uncertainty by its median over held-out rows, which `calibrate` finds for every
+            seed: coefficients of uncertainties in different units then compare (Lu et al. 2022 give no such unit; it
+            is ours). None leaves it in its own unit.
+
+    Raises:
+        RuntimeError: from a call, where there is a scale and `calibrate` has not been called.
+    """
+
+    def __init__(self, uncertainty: Uncertainty, coefficient: float, scale: Literal["median"] | None = None) -> None:
         self.uncertainty = uncertainty
         self.coefficient = coefficient
+        self.scale = scale
         self.name = uncertainty.__name__
+        self.unit: Tensor | None = None  # (S, 1) once calibrated
 
     @property
     def needs_members(self) -> bool:
         """Whether the uncertainty is a disagreement, which a single model does not have."""
         return self.uncertainty in DISAGREEMENTS
 
+    @property
+    def asks_held_out(self) -> bool:
+        """Whether the unit is found on held-out rows."""
+        return self.scale is not None
+
+    def calibrate(self, held_out: Imagined) -> None:
+        """Set the unit of every seed to the median uncertainty of its held-out steps (S, N).
+
+        Raises:
+            ValueError: a median that nothing can be divided by.
+        """
+        unit = self.uncertainty(held_out.guess).quantile(0.5, dim=-1, keepdim=True)
+        if not bool((unit.isfinite() & (unit > 0)).all()):
+            raise ValueError(
+                f"rollout.penalise.scale=median: the median of {self.name} over held-out rows is "
+                f"{unit.flatten().tolist()}, which is no unit; leave the scale out (rollout.penalise.scale=null)"
+            )
+        self.unit = unit
+
     def __call__(self, step: Imagined, t: int) -> Imagined:
         """Only `reward` changes; a row whose uncertainty is not even finite is dropped."""
-        penalty = self.coefficient * self.uncertainty(step.prediction)
+        penalty = self.coefficient * self.uncertainty(step.guess)
+        if self.scale is not None:
+            if self.unit is None:
+                raise RuntimeError("a penalty in units of its median needs held-out steps first: call `calibrate`")
+            penalty = penalty / self.unit
         finite = torch.isfinite(penalty)
         reward = torch.where(finite, step.reward - penalty, step.reward)
         return step._replace(reward=reward, keep=step.keep & finite, alive=step.alive & finite)
@@ -131,6 +167,11 @@ class Truncate:
             return max_aleatoric(step.prediction)
         return mixture_spread(step.prediction, self.scale)
 
+    @property
+    def asks_held_out(self) -> bool:
+        """Whether the threshold is found on held-out rows."""
+        return self.quantile is not None
+
     def calibrate(self, held_out: Imagined) -> None:
         """Set the threshold of every seed to the quantile of its held-out steps (S, N); a given one stays."""
         if self.quantile is not None:
@@ -173,6 +214,10 @@ class FilterChain:
     ) -> None:
         named = (clip, terminate, penalise, truncate)
         self.filters = [f for f in named if f is not None] + list(others)
+
+    def to_calibrate(self) -> list[Calibrated]:
+        """Those that need held-out rows first."""
+        return [part for part in self.filters if isinstance(part, Calibrated) and part.asks_held_out]
 
     def __call__(self, step: Imagined, t: int) -> Imagined:
         """Apply all, and hold each to its contract: same shapes, dead lanes stay dead, dropped rows stay out."""

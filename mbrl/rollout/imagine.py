@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
 from mbrl.nets import rand, randn, whole_vectors
-from mbrl.rollout.filters import FilterChain, Truncate, tensors
+from mbrl.rollout.filters import FilterChain, tensors
 from mbrl.types import ActionSource, DynamicsModel, Imagined, Metrics, Selector, Simulator, StochasticPolicy, Transition
 
 Watch: TypeAlias = Callable[[Transition, Tensor], None]
@@ -87,22 +87,24 @@ class Imagination:
         else:
             prediction = self.simulator.predict_one(obs, action, uniform)
             elites = self.model.elites.new_zeros(len(self.model.elites), 1)
-        next_obs, reward, score = self.select(obs, action, prediction, elites, noise, uniform)
+        taken = self.select(obs, action, prediction, elites, noise, uniform)
         terminal = torch.zeros_like(alive)
-        return Imagined(obs, action, next_obs, reward, terminal, alive, alive, score, prediction)
+        return Imagined(
+            obs, action, taken.next_obs, taken.reward, terminal, alive, alive, taken.score, prediction, taken
+        )
 
     @torch.no_grad()
     def calibrate(self, obs: Tensor, action: Tensor, generators: Sequence[torch.Generator]) -> None:
-        """Find the thresholds that filters take from held-out rows: obs (S, N, O), action (S, N, A).
+        """Find the numbers that filters take from held-out rows: obs (S, N, O), action (S, N, A).
 
         Once, as soon as model and score are fitted.
         """
-        for part in self.filters.filters:
-            if isinstance(part, Truncate):
-                lanes = obs.shape[-2]
-                noise = randn((lanes, self.select.noise_size(obs.shape[-1] + 1)), generators)
-                alive = torch.ones(obs.shape[:-1], dtype=torch.bool, device=obs.device)
-                part.calibrate(self.guess(obs, action, alive, noise, rand((lanes,), generators)))
+        lanes = obs.shape[-2]
+        noise = randn((lanes, self.select.noise_size(obs.shape[-1] + 1)), generators)
+        alive = torch.ones(obs.shape[:-1], dtype=torch.bool, device=obs.device)
+        held_out = self.guess(obs, action, alive, noise, rand((lanes,), generators))
+        for part in self.filters.to_calibrate():
+            part.calibrate(held_out)
 
     def fill(
         self,

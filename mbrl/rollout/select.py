@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mbrl.types import Corrector, Prediction, Score
+from mbrl.types import Corrector, Prediction, Score, Selected
 
 Pick = Literal["argmax", "softmax", "mean", "corrected_mean"]
 
@@ -22,11 +22,11 @@ class RandomElite:
 
     def __call__(
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Selected:
         """Only the chosen member of a lane is sampled; its trust score is 0 everywhere."""
         member = random_member(elites, uniform)
         drawn = of_member(prediction.mean, member) + of_member(prediction.std, member) * noise
-        return drawn[..., :-1], drawn[..., -1], torch.zeros_like(uniform)
+        return Selected(drawn[..., :-1], drawn[..., -1], torch.zeros_like(uniform), member)
 
 
 class ElitesMean:
@@ -38,10 +38,11 @@ class ElitesMean:
 
     def __call__(
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Selected:
         """The trust score is 0 everywhere."""
         believed = prediction.of(elites).mean.mean(-3)
-        return believed[..., :-1], believed[..., -1], torch.zeros_like(uniform)
+        member = random_member(elites, uniform)
+        return Selected(believed[..., :-1], believed[..., -1], torch.zeros_like(uniform), member)
 
 
 class ScoredCandidates:
@@ -100,7 +101,7 @@ class ScoredCandidates:
 
     def __call__(
         self, obs: Tensor, action: Tensor, prediction: Prediction, elites: Tensor, noise: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Selected:
         """The score is that of the chosen candidate; of a mean, corrected or not, it is the elite mean's own."""
         if not self.samples:
             believed = prediction.of(elites).mean.mean(-3, keepdim=True).clamp(-self.limit, self.limit)
@@ -109,7 +110,7 @@ class ScoredCandidates:
             if self.pick == "corrected_mean":
                 assert isinstance(self.score, Corrector)
                 next_obs = self.score.correct(obs, action, prediction, elites)
-            return next_obs, reward, score
+            return Selected(next_obs, reward, score, random_member(elites, uniform))
         own_noise = noise.unflatten(-1, (self.elites * self.resample, -1)).transpose(-2, -3)  # (S, K, N, O+1)
         proposed = draw_candidates(prediction, elites, own_noise).clamp(-self.limit, self.limit)
         scores = self.score(obs, action, proposed, prediction, elites)  # (S, K, N)
@@ -123,7 +124,8 @@ class ScoredCandidates:
             which = (cumulative <= uniform.unsqueeze(-2)).sum(-2).clamp_(max=scores.shape[-2] - 1)
         row = which.unsqueeze(-2)  # (S, 1, N)
         chosen = proposed.gather(-3, row.unsqueeze(-1).expand(*row.shape, proposed.shape[-1])).squeeze(-3)
-        return chosen[..., :-1], chosen[..., -1], scores.gather(-2, row).squeeze(-2)
+        member = elites.gather(-1, which % elites.shape[-1])
+        return Selected(chosen[..., :-1], chosen[..., -1], scores.gather(-2, row).squeeze(-2), member)
 
 
 def random_member(elites: Tensor, uniform: Tensor) -> Tensor:
@@ -139,7 +141,10 @@ def of_member(said: Tensor, member: Tensor) -> Tensor:
 
 
 def draw_candidates(prediction: Prediction, elites: Tensor, noise: Tensor) -> Tensor:
-    """Samples of every elite: noise (S, n*k, N, O+1) standard normal, k the number of elites -> same shape."""
+    """Samples of every elite: noise (S, n*k, N, O+1) standard normal, k the number of elites -> same shape.
+
+    Candidate c is of elite c % k.
+    """
     mean, std = prediction.of(elites)
     times = noise.shape[-3] // elites.shape[-1]
     return mean.repeat(1, times, 1, 1) + std.repeat(1, times, 1, 1) * noise

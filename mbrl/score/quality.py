@@ -86,7 +86,11 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
     0 where one side is constant.
     """
-    a, b = (ranks(x) for x in (a, b))
+    return correlation(ranks(a), ranks(b))
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's along the last axis: (*, n) and (*, n) -> (*); 0 where one side is constant."""
     a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
     return (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-12)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate, Truncate, tensors
-from mbrl.rollout.uncertainty import ensemble_std, max_aleatoric, max_pairwise
-from mbrl.types import Filter, Imagined, Prediction, Transition
+from mbrl.rollout.uncertainty import HEURISTICS, ensemble_std, ll_variance, loo_kl, max_aleatoric, max_pairwise
+from mbrl.types import Filter, Imagined, Prediction, Selected, Transition
 
 
 def step(next_obs: Tensor, *, alive: Tensor | None = None, reward: Tensor | None = None) -> Imagined:
@@ -22,6 +22,7 @@ def step(next_obs: Tensor, *, alive: Tensor | None = None, reward: Tensor | None
     return Imagined(
         obs=torch.zeros_like(next_obs), action=torch.zeros(*lead, 1), next_obs=next_obs, reward=reward,
         terminal=~yes, alive=alive, keep=alive, score=torch.zeros(lead), prediction=prediction,
+        selected=Selected(next_obs, reward, torch.zeros(lead), torch.zeros(lead, dtype=torch.long)),
     )  # fmt: skip
 
 
@@ -57,9 +58,7 @@ ALL: list[Filter] = [
     Clip(data()),
     Clip(data(), math.inf),
     Terminate(above_one),
-    Penalise(max_aleatoric, 1.0),
-    Penalise(max_pairwise, 1.0),
-    Penalise(ensemble_std, 1.0),
+    *(Penalise(uncertainty, 1.0) for uncertainty in HEURISTICS),
     Truncate(torch.ones(2), threshold=1.0),
     Truncate(torch.ones(2), signal="max_std", threshold=1.0),
     Truncate(torch.ones(2), signal="score", threshold=0.5),
@@ -132,12 +131,55 @@ def test_terminate_marks_the_row_and_ends_the_lane_but_keeps_the_row() -> None:
 def test_penalise_takes_the_coefficient_times_the_uncertainty_off_the_reward() -> None:
     before = step(torch.zeros(2, 6, 2))
     out = Penalise(max_aleatoric, 2.5)(before, 0)
-    torch.testing.assert_close(out.reward, 1.0 - 2.5 * max_aleatoric(before.prediction))
+    assert torch.equal(out.reward, 1.0 - 2.5 * max_aleatoric(before.prediction))
     for name in ("next_obs", "terminal", "alive", "keep", "score"):
         assert torch.equal(getattr(out, name), getattr(before, name))
     assert not Penalise(max_aleatoric, 1.0).needs_members
     assert Penalise(max_pairwise, 1.0).needs_members
-    assert Penalise(ensemble_std, 1.0).needs_members
+    assert Penalise(loo_kl, 1.0).needs_members
+    assert Penalise(ll_variance, 1.0).needs_members
+    assert not Penalise(ensemble_std, 1.0).needs_members  # the noise is in it
+
+
+def test_a_penalty_is_of_what_was_taken_before_it_was_clipped() -> None:
+    before = step(torch.full((1, 5, 2), 50.0))
+    chain = FilterChain(clip=Clip(data(), 0.0), penalise=Penalise(ll_variance, 1.0))
+    torch.testing.assert_close(chain(before, 0).reward, 1.0 - ll_variance(before.guess))
+
+
+def test_a_penalty_in_units_of_its_median_on_held_out_rows() -> None:
+    std = torch.tensor([[1.0, 2.0, 6.0], [10.0, 30.0, 20.0]])  # three lanes of two seeds
+    held_out = step(torch.zeros(2, 3, 2))
+    held_out = held_out._replace(
+        prediction=Prediction(torch.zeros(2, 4, 3, 3), std.view(2, 1, 3, 1).expand(2, 4, 3, 3) / math.sqrt(3.0))
+    )
+    penalise = Penalise(max_aleatoric, 0.5, "median")
+    assert penalise.asks_held_out
+    assert not Penalise(max_aleatoric, 0.5).asks_held_out
+    assert FilterChain(clip=Clip(data()), penalise=penalise).to_calibrate() == [penalise]
+    assert FilterChain(clip=Clip(data()), penalise=Penalise(max_aleatoric, 0.5)).to_calibrate() == []
+    with pytest.raises(RuntimeError, match="call `calibrate`"):
+        penalise(held_out, 0)
+    penalise.calibrate(held_out)
+    assert penalise.unit is not None
+    torch.testing.assert_close(penalise.unit, torch.tensor([[2.0], [20.0]]))
+    expected = 1.0 - 0.5 * torch.tensor([[0.5, 1.0, 3.0], [0.5, 1.5, 1.0]])
+    torch.testing.assert_close(penalise(held_out, 0).reward, expected)
+
+
+@pytest.mark.parametrize("uncertainty", HEURISTICS, ids=lambda form: form.__name__)
+def test_in_that_unit_every_median_is_one(uncertainty: Any) -> None:
+    held_out = step(torch.randn(2, 101, 2), reward=torch.zeros(2, 101))
+    penalise = Penalise(uncertainty, 1.0, "median")
+    penalise.calibrate(held_out)
+    torch.testing.assert_close((-penalise(held_out, 0).reward).quantile(0.5, -1), torch.ones(2))
+
+
+def test_a_median_of_zero_is_no_unit() -> None:
+    held_out = step(torch.zeros(1, 5, 2))
+    sure = Prediction(torch.zeros_like(held_out.prediction.mean), held_out.prediction.std)
+    with pytest.raises(ValueError, match=r"the median of max_pairwise over held-out rows is \[0.0\], which is no unit"):
+        Penalise(max_pairwise, 1.0, "median").calibrate(held_out._replace(prediction=sure))
 
 
 def test_termination_sees_the_clipped_state() -> None:

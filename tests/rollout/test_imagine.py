@@ -15,7 +15,7 @@ from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate, Truncat
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
-from mbrl.types import Imagined, Transition
+from mbrl.types import Imagined, Selected, Transition
 
 
 def one(obs: Tensor, noise: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ def test_the_distrusted_row_is_not_kept_nor_anything_after_it() -> None:
 class Scored(RandomElite):
     """The score of a step is its next observation."""
 
-    def __call__(self, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        next_obs, reward, _ = super().__call__(*given)
-        return next_obs, reward, next_obs[..., 0]
+    def __call__(self, *given: Any) -> Selected:
+        taken = super().__call__(*given)
+        return taken._replace(score=taken.next_obs[..., 0])
 
 
 def test_doubtful_rows_are_not_in_the_table_and_ends_of_the_task_are() -> None:

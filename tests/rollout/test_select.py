@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from mbrl.rollout.select import RandomElite, ScoredCandidates, draw_candidates
-from mbrl.types import Prediction
+from mbrl.types import Prediction, Selected
 
 LANES = 20_000
 
 
-def select(elites: list[list[int]], std: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def select(elites: list[list[int]], std: float = 0.0) -> Selected:
     """Member e of seed s says 100 s + e in both observation dimensions and 1000 s + e of the reward."""
     seeds, members = len(elites), 5
     mean = torch.zeros(seeds, members, LANES, 3)
@@ -30,11 +30,12 @@ def select(elites: list[list[int]], std: float = 0.0) -> tuple[Tensor, Tensor, T
 
 def test_only_elites_are_chosen_and_uniformly() -> None:
     elites = [[4, 1, 2], [0, 3, 1]]
-    next_obs, reward, score = select(elites)
+    next_obs, reward, score, member = select(elites)
     assert next_obs.shape == (2, LANES, 2)
     assert reward.shape == score.shape == (2, LANES)
     for s in range(2):
         chosen = next_obs[s, :, 0] - 100 * s
+        assert torch.equal(member[s].float(), chosen)
         assert set(chosen.tolist()) == set(map(float, elites[s]))
         counts = torch.stack([(chosen == e).sum() for e in elites[s]]).double()
         chi_square = ((counts - LANES / 3).square() / (LANES / 3)).sum().item()
@@ -46,7 +47,7 @@ def test_only_elites_are_chosen_and_uniformly() -> None:
 
 
 def test_samples_have_the_members_mean_and_std() -> None:
-    next_obs, reward, _ = select([[3], [3]], std=0.5)
+    next_obs, reward, *_ = select([[3], [3]], std=0.5)
     for s in range(2):
         for column, centre in (
             (next_obs[s, :, 0], 100 * s + 3),
@@ -62,7 +63,7 @@ def test_samples_have_the_members_mean_and_std() -> None:
 def test_a_uniform_number_of_almost_one_is_the_last_elite() -> None:
     mean = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 2, 2).clone()
     uniform = torch.tensor([[0.0, 1.0 - 2.0**-24]])
-    next_obs, _, _ = RandomElite()(
+    next_obs, *_ = RandomElite()(
         torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), Prediction(mean, torch.zeros_like(mean)),
         torch.tensor([[2, 0, 4]]), torch.zeros(1, 2, 2), uniform,
     )  # fmt: skip
@@ -96,9 +97,7 @@ def prediction(seeds: int, members: int, lanes: int, outputs: int, std: float = 
     return Prediction(torch.randn(seeds, members, lanes, outputs), torch.full((seeds, members, lanes, outputs), std))
 
 
-def choose(
-    selector: ScoredCandidates, said: Prediction, elites: Tensor, noise: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def choose(selector: ScoredCandidates, said: Prediction, elites: Tensor, noise: Tensor | None = None) -> Selected:
     seeds, _, lanes, outputs = said.mean.shape
     if noise is None:
         noise = torch.randn(seeds, lanes, selector.noise_size(outputs))
@@ -126,7 +125,8 @@ def test_argmax_takes_the_planted_candidate_with_its_own_reward() -> None:
     member = elites[:, 4 % 3]
     for s in range(2):
         own[s, :, 4] = (torch.tensor([5.0, 5.0, 5.0, 7.0]) - said.mean[s, member[s]]) / said.std[s, member[s]]
-    next_obs, reward, score = choose(selector, said, elites, own.flatten(-2))
+    next_obs, reward, score, taken = choose(selector, said, elites, own.flatten(-2))
+    assert torch.equal(taken, member.unsqueeze(-1).expand(2, 50))
     torch.testing.assert_close(next_obs, torch.full((2, 50, 3), 5.0))
     torch.testing.assert_close(reward, torch.full((2, 50), 7.0))
     torch.testing.assert_close(score, torch.zeros(2, 50), atol=1e-5, rtol=0)
@@ -138,7 +138,7 @@ def test_selection_is_that_of_a_loop_over_lanes() -> None:
     rate = NearestTo(torch.tensor([0.5, -0.5]))
     selector = ScoredCandidates(rate, 3, resample=2)
     noise = torch.randn(2, 20, selector.noise_size(3))
-    next_obs, reward, score = choose(selector, said, elites, noise)
+    next_obs, reward, score, taken = choose(selector, said, elites, noise)
     for s in range(2):
         for n in range(20):
             rows = []
@@ -147,6 +147,8 @@ def test_selection_is_that_of_a_loop_over_lanes() -> None:
                 own = noise[s, n, 3 * k : 3 * k + 3]
                 rows.append(said.mean[s, member, n] + said.std[s, member, n] * own)
             best = min(rows, key=lambda row: (row[:2] - rate.truth).norm().item())
+            whose = int(elites[s, next(k for k, row in enumerate(rows) if row is best) % 3])
+            assert taken[s, n] == whose
             torch.testing.assert_close(next_obs[s, n], best[:2])
             torch.testing.assert_close(reward[s, n], best[2])
             torch.testing.assert_close(score[s, n], -(best[:2] - rate.truth).norm())
@@ -160,11 +162,12 @@ def test_softmax_frequencies_are_those_of_the_scores() -> None:
 
     mean = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, LANES, 2).clone()
     selector = ScoredCandidates(rate, 4, resample=1, pick="softmax", temperature=0.1)
-    next_obs, _, score = choose(selector, Prediction(mean, torch.zeros_like(mean)), torch.arange(4).view(1, 4))
+    next_obs, _, score, member = choose(selector, Prediction(mean, torch.zeros_like(mean)), torch.arange(4).view(1, 4))
     counts = torch.bincount(next_obs[0, :, 0].long(), minlength=4).double()
     expected = (scores.double() * 10).softmax(0) * LANES
     assert ((counts - expected).square() / expected).sum().item() < 16.3  # 3 degrees of freedom: 99.9 %
     torch.testing.assert_close(score[0], scores[next_obs[0, :, 0].long()])
+    assert torch.equal(member[0].float(), next_obs[0, :, 0])
 
 
 def test_at_infinite_temperature_it_is_a_random_elite() -> None:
@@ -174,8 +177,8 @@ def test_at_infinite_temperature_it_is_a_random_elite() -> None:
     selector = ScoredCandidates(NearestTo(torch.zeros(2)), 3, resample=1, pick="softmax", temperature=math.inf)
     uniform = torch.rand(seeds, LANES)
     zeros = torch.zeros(seeds, LANES, 2), torch.zeros(seeds, LANES, 1)
-    scored, scored_reward, _ = selector(*zeros, said, elites, torch.randn(seeds, LANES, 9), uniform)
-    plain, plain_reward, _ = RandomElite()(*zeros, said, elites, torch.randn(seeds, LANES, 3), uniform)
+    scored, scored_reward, *_ = selector(*zeros, said, elites, torch.randn(seeds, LANES, 9), uniform)
+    plain, plain_reward, *_ = RandomElite()(*zeros, said, elites, torch.randn(seeds, LANES, 3), uniform)
     # The same uniform number chooses the same elite, but for rounding at the edges.
     assert ((scored / 10).round() == (plain / 10).round()).float().mean() > 0.999
     for s in range(seeds):
@@ -196,7 +199,9 @@ def test_means_are_not_sampled() -> None:
     for pick, shift in (("mean", 0.0), ("corrected_mean", 1.0)):
         selector = ScoredCandidates(rate, 3, pick=pick)  # type: ignore[arg-type]
         assert selector.noise_size(3) == 0
-        next_obs, reward, score = choose(selector, said, elites)
+        next_obs, reward, score, member = choose(selector, said, elites)
+        # Nobody's sample: a random elite stands for it.
+        assert all(set(member[s].tolist()) == set(elites[s].tolist()) for s in range(2))
         torch.testing.assert_close(next_obs, expected[..., :-1] + shift)
         torch.testing.assert_close(reward, expected[..., -1])
         torch.testing.assert_close(score, -expected[..., :-1].norm(dim=-1))  # of the mean itself
@@ -206,7 +211,7 @@ def test_the_released_clip_limits_rewards_too() -> None:
     said = Prediction(torch.full((1, 3, 4, 3), 100.0), torch.zeros(1, 3, 4, 3))
     for limit, expected in ((25.0, 25.0), (None, 100.0)):
         selector = ScoredCandidates(NearestTo(torch.zeros(2)), 3, released_clip=limit)
-        next_obs, reward, _ = choose(selector, said, torch.arange(3).view(1, 3))
+        next_obs, reward, *_ = choose(selector, said, torch.arange(3).view(1, 3))
         assert next_obs.unique().tolist() == reward.unique().tolist() == [expected]
 
 

@@ -1,0 +1,211 @@
+"""A report in the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mbrl.report import views
+from mbrl.report.aggregates import Aggregate, Improvement
+from mbrl.report.runs import Run
+from mbrl.report.tables import Report, SeedResult, seed_results
+from mbrl.report.views import View
+
+COLUMNS = (
+    "counted", "status", "reason", "task", "setting", "dataset", "dataset_hash", "env", "horizon", "real_steps",
+    "method", "settings", "seed", "evaluations", "episodes", "last_update", "final_return", "best_return",
+    "best_update", "final_score", "best_score", "behaviour_return_mean", "reference_minimum", "reference_maximum",
+    "run", "mbrl", "commit",
+)  # fmt: skip
+
+
+def over_tasks(report: Report, found: Sequence[Aggregate], improved: Sequence[Improvement]) -> Iterator[View]:
+    """Aggregates, then pairs."""
+    for aggregate in found:
+        yield views.aggregate_view(aggregate)
+    for setting in dict.fromkeys(one.setting for one in improved):
+        yield views.improvement_view([one for one in improved if one.setting == setting], setting)
+
+
+def show(
+    console: Console, report: Report, found: Sequence[Aggregate], improved: Sequence[Improvement], *, published: bool
+) -> None:
+    """The terminal's version: task by task, then over tasks, then what does not count."""
+    console.print(Text(views.summary_line(report), style="bold"))
+    shown = [views.task_view(report, task) for task in report.tasks]
+    board = views.leaderboard(report, published=published)
+    if board.published:
+        shown.append(board)
+    for view in (*shown, *over_tasks(report, found, improved)):
+        _print(console, view)
+    if why := views.why_no_aggregate(report):
+        console.print(Text(f"\n{why}"))
+    described = views.methods_view(report)
+    if described is not None:
+        _print(console, described)
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for run in report.runs:
+        for warning in run.warnings if run.counts else ():
+            console.print(Text(f"warning: {run.path}: {warning}", style="yellow"))
+    left_out = [run for run in report.runs if not run.counts]
+    if left_out:
+        console.print(Text("\nRuns that do not count", style="bold"))
+    for run in left_out:
+        row = Text(f"{run.status:<12} ", style="yellow")
+        row.append(str(run.path), style="bold")
+        row.append(f": {views.reason(run)}", style="default")
+        console.print(row)
+        if run.way_on:
+            console.print(Text(f"{'':<13}{run.way_on}", style="cyan"))
+
+
+def _print(console: Console, view: View) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=view.title, title_justify="left", title_style="bold", padding=(0, 1))
+    for index, head in enumerate(view.heads):
+        words = index < view.names
+        table.add_column(Text(head.text), justify="left" if words else "right", overflow="fold")
+    for row in view.rows:
+        table.add_row(*(Text(entry.text, style="bold" if entry.strong else "") for entry in row))
+    if view.rows:
+        console.print(table)
+    else:
+        console.print(Text(f"\n{view.title}", style="bold"))
+    for note in view.notes:
+        console.print(Text(f"  {note}", style="dim"))
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def markdown(
+    report: Report,
+    found: Sequence[Aggregate],
+    improved: Sequence[Improvement],
+    *,
+    published: bool,
+    command: str,
+) -> str:
+    """The whole report but for its curves."""
+    parts = ["# Report", views.summary_line(report) + "."]
+    if report.notes:
+        parts.append("\n".join(f"- **note**: {_escape(note)}" for note in report.notes))
+    if report.tasks:
+        parts.append(_section(views.leaderboard(report, published=published), 2))
+    described = views.methods_view(report)
+    if described is not None:
+        parts.append(_section(described, 2))
+    parts.append("## Over tasks")
+    parts += [_section(view, 3) for view in over_tasks(report, found, improved)]
+    if why := views.why_no_aggregate(report):
+        parts.append(_escape(f"{why[0].upper()}{why[1:]}."))
+    parts.append("## Task by task")
+    parts += [_section(views.task_view(report, task), 3) for task in report.tasks]
+    beside = views.published_view(report) if published else None
+    if beside is not None:
+        parts.append(_section(beside, 2))
+    for counted in (False, True):
+        view = views.runs_view(report, counted=counted)
+        if view.rows:
+            parts.append(_section(view, 2))
+    parts.append(f"## How it was computed\n\n```bash\n{command}\n```")
+    parts.append("\n".join(f"- {_escape(line)}" for line in views.how_it_was_computed(report)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(view: View, depth: int) -> str:
+    parts = [f"{'#' * depth} {_escape(view.title)}"]
+    if view.rows:
+        lines = [_line([head.text for head in view.heads])]
+        lines.append("|" + "|".join("---" if i < view.names else "--:" for i in range(len(view.heads))) + "|")
+        for row in view.rows:
+            lines.append("| " + " | ".join(_entry(entry) for entry in row) + " |")
+        parts.append("\n".join(lines))
+    if view.notes:
+        parts.append("\n".join(f"- {_escape(note)}" for note in view.notes))
+    return "\n\n".join(parts)
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(_escape(text) for text in texts) + " |"
+
+
+def _entry(entry: views.Entry) -> str:
+    if entry.code and entry.text:
+        return "`" + entry.text.replace("|", "\\|") + "`"
+    return f"**{_escape(entry.text)}**" if entry.strong else _escape(entry.text)
+
+
+def _escape(text: str) -> str:
+    """As text: no column, emphasis or tag of Markdown."""
+    for mark in ("\\", "|", "*", "_", "<", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+def tidy_csv(report: Report) -> str:
+    """One row for each seed of each run: also of those that do not count, with what they have."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    settings = {name: str(method) for name, method in report.described.items()}
+    counted = {(str(result.run.path), result.seed): cell for cell in report.cells.values() for result in cell.results}
+    for run, name in zip(report.runs, report.names, strict=True):
+        results = {result.seed: result for result in seed_results(run)} if run.updates else {}
+        for seed in run.seeds or (None,):
+            cell = None if seed is None else counted.get((str(run.path), seed))
+            row = _about(run) | {"seed": seed, "method": name if cell is None else cell.method}
+            row |= {"settings": settings.get(name, name), "counted": "no" if cell is None else "yes"}
+            if cell is not None:
+                row["task"] = cell.task.label
+            elif run.counts:
+                row["reason"] = "the same seed was run again later"
+            if seed in results:
+                row |= _numbers(run, results[seed])
+            writer.writerow(row)
+    return file.getvalue()
+
+
+def _numbers(run: Run, result: SeedResult) -> dict[str, Any]:
+    return {
+        "evaluations": len(run.updates),
+        "episodes": run.returns.shape[-1],
+        "last_update": run.updates[-1],
+        "final_return": result.final_return,
+        "best_return": result.best_return,
+        "best_update": result.best_update,
+        "final_score": result.final_score,
+        "best_score": result.best_score,
+    }
+
+
+def _about(run: Run) -> dict[str, Any]:
+    meta = run.meta
+    low, high = meta.get("reference") or (None, None)
+    return {
+        "status": run.status,
+        "reason": run.not_counted,
+        "task": run.label if meta else None,
+        "setting": None if not meta else "offline" if run.online is None else "online",
+        "dataset": meta.get("dataset"),
+        "dataset_hash": meta.get("dataset_hash"),
+        "env": meta.get("env"),
+        "horizon": meta.get("horizon"),
+        "real_steps": None if run.online is None else run.online.get("steps"),
+        "behaviour_return_mean": meta.get("behaviour_return_mean"),
+        "reference_minimum": low,
+        "reference_maximum": high,
+        "run": str(run.path),
+        "mbrl": (meta.get("versions") or {}).get("mbrl"),
+        "commit": (meta.get("git") or {}).get("commit"),
+    }

@@ -1,0 +1,398 @@
+"""Sweeps that can be started again: a folder per run, named by what differs, and nothing is run twice.
+
+Hydra's launchers (one after the other, joblib, Ray, submitit) do the work. What this adds is before and after it: which
+runs are still to be done, and what has become of them. Everything is read from the run directories, so it holds
+whatever process, machine or day they were made by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from mbrl.compose import ConfigError
+from mbrl.log import last_update, progress_bar
+from mbrl.run import CHANGEABLE, INTERRUPTED
+from mbrl.rundir import STOP_FILE, lock, read_json
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""The launcher that runs one job after the other in this process."""
+
+LONGEST_NAME = 150
+"""Characters of a run's folder; file systems allow 255 bytes."""
+
+ATTEMPTS = 4
+"""How often runs are handed to a launcher that loses workers."""
+
+State = Literal["new", "unfinished", "finished", "elsewhere"]
+
+
+class SweepError(RuntimeError):
+    """Some runs of a sweep have failed; the message says which, why, and how to go on."""
+
+
+def register_sweepers() -> None:
+    """Let Hydra find the sweepers of `configs/hydra/sweeper`.
+
+    It takes plugins from a top-level package `hydra_plugins` only. The name alone is asked for, and one that this
+    package registers keeps it from shipping a second top-level package.
+    """
+    Plugins.instance().class_name_to_class["hydra_plugins.mbrl.Grid"] = Grid
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its folder and the words that make it."""
+
+    path: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return self.path.name
+
+    def state(self) -> State:
+        """What there is in its folder.
+
+        Raises:
+            ConfigError: a run of other words.
+        """
+        if not (self.path / "meta.json").exists():
+            return "new"
+        self.check_words()
+        try:
+            lock(self.path).close()
+        except BlockingIOError:
+            return "elsewhere"
+        meta = read_json(self.path / "meta.json")
+        return "finished" if meta.get("status") == "finished" and self.has_all_updates() else "unfinished"
+
+    def has_all_updates(self) -> bool:
+        """Whether a finished run has as many updates as are asked for now."""
+        asked = dict(word.split("=", 1) for word in self.words).get("updates")
+        path = self.path / "summary.json"
+        return asked is None or not path.exists() or read_json(path)["updates"] >= float(asked)
+
+    def check_words(self) -> None:
+        """Refuse to take another run for this one.
+
+        Raises:
+            ConfigError: what has been said for the run in this folder is not what is said now.
+        """
+        path = self.path / ".hydra" / "overrides.yaml"
+        if not path.exists():
+            return
+        before, now = settled(list(OmegaConf.load(path))), settled(self.words)
+        if before != now:
+            was, said = (" ".join(sorted(words)) or "nothing" for words in (before - now, now - before))
+            raise ConfigError(
+                f"{self.path} holds a run of other settings (then {was}, now {said}); give the words of then, or "
+                "another run_dir"
+            )
+
+
+def settled(words: Sequence[str]) -> set[str]:
+    """The overrides on which a run's result depends."""
+    return {word for word in words if not word.startswith((*CHANGEABLE, "hydra", "run_dir="))}
+
+
+def keys(words: Sequence[str]) -> set[str]:
+    """The keys of overrides."""
+    return {word.split("=", 1)[0] for word in words}
+
+
+def job_name(words: Sequence[str]) -> str:
+    """A folder's name of the overrides that a sweep varies: `algo=mopo,seed=0`; `run` if there are none.
+
+    Characters that a shell or a path would take for something else become `-`; what is too long ends in a hash.
+    """
+    name = ",".join(words).replace("[", "").replace("]", "").replace("'", "").replace('"', "") or "run"
+    name = "".join(c if c.isalnum() or c in "=,.+-_" else "-" for c in name)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def jobs_of(overrides: Sequence[Override], folder: Path) -> list[Job]:
+    """All combinations of the values that overrides name, in Hydra's order.
+
+    Raises:
+        HydraException: a sweep over something that cannot be counted, like an interval.
+        ConfigError: two of them would have the same folder.
+    """
+    # Imported late: Hydra's search for plugins runs this module again, and a class of before would be another one.
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+    (combinations,) = BasicSweeper.split_arguments(list(overrides), None)
+    jobs = [
+        Job(folder / job_name([word for word in words if word.split("=", 1)[0] in swept]), tuple(words))
+        for words in combinations
+    ]
+    paths = [job.path for job in jobs]
+    for job in jobs:
+        if paths.count(job.path) > 1:
+            raise ConfigError(f"two runs of this sweep would both go to {job.path}; name their values otherwise")
+    return jobs
+
+
+class Grid(Sweeper):
+    """Every combination of comma-separated values, as Hydra's own sweeper has it, but restartable.
+
+    A run that is finished is left alone, one that was begun goes on from its checkpoint, whichever launcher began it.
+    A run that fails does not keep the others from being made.
+
+    Args:
+        max_batch_size: how many runs are handed to the launcher at a time; None = all.
+    """
+
+    def __init__(self, max_batch_size: int | None = None) -> None:
+        self.max_batch_size = max_batch_size
+        self.console = Console(soft_wrap=True, highlight=False)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """What Hydra gives every sweeper."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Job]:
+        """Do what is left to do.
+
+        Raises:
+            SweepError: some run has failed.
+            KeyboardInterrupt: some run was stopped, and has saved its state.
+        """
+        assert self.config is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        folder = Path(self.config.hydra.sweep.dir)
+        jobs = jobs_of(parser.parse_overrides(arguments), folder)
+        states = [job.state() for job in jobs]
+        left = [job for job, state in zip(jobs, states, strict=True) if state in ("new", "unfinished")]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.announce(folder, states)
+        if not left:
+            return jobs
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        failures: dict[str, str] = {}
+        stopped = False
+        try:
+            for begin in range(0, len(left), self.max_batch_size or len(left)):
+                batch = left[begin : begin + (self.max_batch_size or len(left))]
+                for job, result in zip(batch, self.launch(batch, begin), strict=True):
+                    if result.status is not JobStatus.COMPLETED:
+                        failures[job.name] = str(result._return_value)
+                    stopped = stopped or result._return_value == INTERRUPTED
+                if stopped:
+                    break
+        except KeyboardInterrupt:
+            stopped = True
+        self.show(jobs, failures)
+        again = shlex.join([*sys.argv[0].split(), *(w for w in sys.argv[1:] if "sweep.dir=" not in w)])
+        if stopped:
+            self.console.print(f"stopped; go on with: {again} run_dir={folder}", markup=False)
+            raise KeyboardInterrupt
+        if failures:
+            raise SweepError(
+                f"{len(failures)} of {len(jobs)} runs have failed: {grouped(failures)}. To try these again: "
+                f"{again} run_dir={folder}"
+            )
+        self.console.print(f"compare them with: mbrl report {folder}", markup=False)
+        return jobs
+
+    def launch(self, batch: Sequence[Job], first: int) -> Sequence[JobReturn]:
+        """Hand some runs to the launcher, and watch their folders while they are elsewhere."""
+        assert self.config is not None
+        words = [[*job.words, f"hydra.sweep.subdir='{job.name}'"] for job in batch]
+        if self.config.hydra.launcher._target_ == BASIC:
+            self.validate_batch_is_legal(words)
+            return self.launcher.launch(words, initial_job_idx=first)
+        # Several runs at once would draw their bars over each other; this one shows them all.
+        words = [
+            [*given, *([] if any(w.startswith("progress=") for w in given) else ["progress=false"])] for given in words
+        ]
+        self.validate_batch_is_legal(words)
+        with Watch(batch, self.console) as watch:
+            for attempt in range(ATTEMPTS):
+                try:
+                    return self.launcher.launch(words, initial_job_idx=first)
+                except Exception as error:  # a lost worker, as the launcher says it; which run it had, the folders say
+                    results = [self.lost(job, error, watch.asked) for job in batch]
+                    begun = any((job.path / "meta.json").exists() for job in batch)
+                    if not begun or attempt + 1 == ATTEMPTS or watch.asked:
+                        return results
+                    # Those that are finished return at once, those that are still running are waited for.
+                    self.console.print(f"a worker was lost; its runs go on in others ({reason(error)})", markup=False)
+        raise AssertionError("unreachable")
+
+    def lost(self, job: Job, error: Exception, asked: bool) -> JobReturn:
+        """What is known of a run after its launcher has given up."""
+        if job.state() == "finished":
+            return JobReturn(status=JobStatus.COMPLETED, _return_value=0)
+        if asked:
+            return JobReturn(status=JobStatus.COMPLETED, _return_value=INTERRUPTED)
+        return JobReturn(status=JobStatus.FAILED, _return_value=reason(error))
+
+    def announce(self, folder: Path, states: Sequence[State]) -> None:
+        """What there is to do."""
+        said = {
+            "new": "to begin",
+            "unfinished": "to go on with",
+            "finished": "finished before",
+            "elsewhere": "in the work of another process",
+        }
+        counts = ", ".join(f"{states.count(state)} {words}" for state, words in said.items() if states.count(state))
+        self.console.print(f"sweep of {len(states)} runs in {folder}: {counts}", markup=False)
+
+    def show(self, jobs: Sequence[Job], failures: dict[str, str]) -> None:
+        """A table of what has become of the runs."""
+        table = Table(box=None, padding=(0, 1))
+        for heading in ("run", "status", "updates", "return", "score"):
+            table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
+        for job in jobs:
+            status, *numbers = outcome(job.path, failures.get(job.name))
+            if status == "running" and job.state() != "elsewhere":
+                status = "cut off"
+            table.add_row(job.name, status, *numbers)
+        self.console.print(table)
+
+
+def reason(error: Exception) -> str:
+    """An error of a launcher in one line: the last one of a traceback, else the first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if "Traceback" in str(error) else 0].strip()
+
+
+def grouped(failures: dict[str, str]) -> str:
+    """Reasons, each with the runs it is true of."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in failures.items():
+        by_reason.setdefault(reason.strip().rstrip("."), []).append(name)
+    return "; ".join(f"{reason} ({' and '.join(names)})" for reason, names in by_reason.items())
+
+
+def outcome(path: Path, failure: str | None = None) -> tuple[str, str, str, str]:
+    """Status, updates, final return and final score of a run, as words."""
+    if not (path / "meta.json").exists():
+        return ("not begun" if failure is None else "failed", "", "", "")
+    meta = read_json(path / "meta.json")
+    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
+    numbers = (summary.get(name) for name in ("final_return_mean", "final_score_mean"))
+    said = tuple("-" if number is None else f"{number:.1f}" for number in numbers)
+    return (str(meta["status"]), f"{summary.get('updates', last_update(path)):,}", said[0], said[1])
+
+
+class Watch:
+    """While a launcher has some runs: shows how far they are, and asks them to stop when Ctrl-C or SIGTERM comes.
+
+    The terminal sends Ctrl-C to every process at once, and a launcher's own would die of it and take their runs along.
+    So it is blocked in the main thread, whose children inherit that, and heard in another one, through Python's wake-up
+    file: the main thread may be anywhere in a launcher. What the runs hear is a file beside their folders, on whatever
+    machine they are. Ctrl-C again ends this process at once.
+
+    Attributes:
+        asked: whether the runs have been asked to stop.
+    """
+
+    def __init__(self, jobs: Sequence[Job], console: Console, interval: float = 2.0) -> None:
+        self.jobs, self.console, self.interval = jobs, console, interval
+        self.file = jobs[0].path.parent / STOP_FILE
+        self.asked = False
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.before: dict[int, Any] = {}
+        self.signals, self.wake_up = socket.socketpair()
+
+    def __enter__(self) -> Watch:
+        self.file.unlink(missing_ok=True)
+        for end in (self.signals, self.wake_up):
+            end.setblocking(False)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, lambda number, frame: None)
+            signal.set_wakeup_fd(self.wake_up.fileno(), warn_on_full_buffer=False)
+        self.thread.start()
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self.over.set()
+        self.thread.join()
+        if self.before:
+            signal.set_wakeup_fd(-1)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.signals.close()
+        self.wake_up.close()
+        if kind is None:
+            self.file.unlink(missing_ok=True)
+
+    def ask(self) -> None:
+        """Ask all runs to save and end; the second time, do not wait for them."""
+        if self.asked:
+            os._exit(INTERRUPTED)  # the main thread may be anywhere in a launcher; the file stays for runs in a queue
+        self.asked = True
+        self.file.touch()
+        self.console.print("stopping: the runs save and end (again: do not wait for them)")
+
+    def pause(self) -> bool:
+        """Wait a while for the end or for a signal; whether it is the end."""
+        for _ in range(max(1, round(self.interval / 0.2))):
+            if self.over.is_set():
+                return True
+            if select.select([self.signals], [], [], 0.2)[0] and {signal.SIGINT, signal.SIGTERM} & set(
+                self.signals.recv(4096)
+            ):
+                self.ask()
+        return self.over.is_set()
+
+    def watch(self) -> None:
+        """Look, and look again."""
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        seen: dict[Path, str] = {}
+        with progress_bar(self.console, "sweep", len(self.jobs)) as bar:
+            last = False
+            while not last:
+                last = self.pause()  # one more look at the end
+                running = []
+                for job in self.jobs:
+                    try:
+                        status = outcome(job.path)
+                    except (OSError, ValueError):  # being written on a file system that lets one see it
+                        continue
+                    if status[0] == "running":
+                        running.append(f"{job.name} at {status[1]}")
+                    ended = status[0] in ("finished", "failed")
+                    if ended and seen.get(job.path) != status[0]:
+                        self.console.print(f"{job.name}: {status[0]}, return {status[2]}", markup=False)
+                        bar.update(1)
+                    seen[job.path] = status[0]
+                bar.update(0, running="; ".join(running[:4]) + (" ..." if len(running) > 4 else ""))

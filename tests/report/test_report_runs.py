@@ -1,0 +1,146 @@
+"""Which runs are found, what is said of those that do not count, and what methods are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_runs import make_run
+
+from mbrl.report.runs import Run, collect, methods_of, short_names
+from mbrl.rundir import RunDirectory
+
+
+def one(path: Path) -> Run:
+    (run,) = collect([path])
+    return run
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    for name in ("a", "deep/er/b", "deep/c"):
+        make_run(tmp_path / name, [1.0])
+    found = collect([tmp_path / "deep", tmp_path, tmp_path / "a"])
+    assert [run.path.name for run in found] == ["a", "c", "b"]
+    assert all(run.counts for run in found)
+
+
+def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        collect([tmp_path])
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        collect([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "way_on"),
+    [
+        (
+            "running",
+            "at work, or killed without warning; evaluated up to update 200 of 1,000",
+            "if no process works on it",
+        ),
+        ("interrupted", "stopped and saved", "mbrl train resume="),
+        ("failed", "TrainingDiverged: too high; evaluated up to update 200 of 1,000", "mbrl train resume="),
+        ("odd", "field status is 'odd'", "mbrl train resume="),
+    ],
+)
+def test_unfinished_runs_say_why_and_how_to_go_on(tmp_path: Path, status: str, reason: str, way_on: str) -> None:
+    said = {"reason": "TrainingDiverged: too high"} if status == "failed" else {}
+    run = one(make_run(tmp_path / "my run", [1.0, 2.0], status=status, composed={"updates": 1000}, **said))
+    assert not run.counts
+    assert run.status == status
+    assert reason in run.not_counted
+    assert way_on in run.way_on
+    assert f"resume='{tmp_path / 'my run'}'" in run.way_on
+
+
+def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    (make_run(tmp_path / "a", [1.0]) / "meta.json").write_text("{")
+    returns = make_run(tmp_path / "b", [1.0]) / "returns.npz"
+    returns.write_bytes(returns.read_bytes()[:50])
+    (tmp_path / "c" / ".hydra").mkdir(parents=True)
+    runs = collect([tmp_path])
+    assert [(run.status, run.counts) for run in runs] == [("unreadable", False)] * 3
+    assert "not valid JSON" in runs[0].not_counted
+    assert str(tmp_path / "b") in runs[1].not_counted
+    assert runs[1].label == "D4RL hopper-medium-v2, evaluated in Hopper-v4"
+    assert "no meta.json" in runs[2].not_counted
+
+
+def test_runs_without_returns(tmp_path: Path) -> None:
+    fit = one(make_run(tmp_path / "fit", []))
+    assert "only its dynamics model was fitted" in fit.not_counted
+    (make_run(tmp_path / "lost", []) / "summary.json").write_text("{}")
+    assert one(tmp_path / "lost").not_counted == "its returns.npz is missing"
+    collection = one(make_run(tmp_path / "collection", [1.0], collection={"levels": []}))
+    assert "a collection of data" in collection.not_counted
+
+
+def test_a_run_without_environment_has_the_models_estimate(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", [], env=None)
+    (path / "metrics.jsonl").write_text('{"update": 1, "model/return": 3.0}\n{"update": 2, "model/return": 4.5}\n')
+    run = one(path)
+    assert (run.counts, run.estimate) == (False, 4.5)
+    assert run.not_counted == "no environment: nothing has scored its policy"
+
+
+def test_values_that_ran_away_are_a_warning(tmp_path: Path) -> None:
+    run = one(make_run(tmp_path / "run", [1.0], runaway={"update": 3, "warning": "mean Q ran away"}))
+    assert run.counts
+    assert run.warnings == ("mean Q ran away",)
+
+
+def test_a_run_without_hydra_is_named_by_its_meta(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run", seeds=[0], algo="mine", env="Hopper-v4").add_returns(1, [[1.0]])
+    run = one(tmp_path / "run")
+    assert (run.algo, run.filters, run.given) == ("mine", (), ())
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def names(tmp_path: Path) -> list[str]:
+    return [str(method) for method in methods_of(collect([tmp_path]))]
+
+
+def test_algorithm_and_filters_are_always_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [1.0], words=["filter=[morec,ravl]"])
+    make_run(tmp_path / "b", [1.0], words=["filter=truncate"])
+    make_run(tmp_path / "c", [1.0], words=["filter=[]", "dynamics.members=3"], composed={"dynamics": {"members": 3}})
+    assert names(tmp_path) == ["mopo + morec + ravl", "mopo + truncate", "mopo, dynamics.members=3"]
+
+
+def test_what_all_runs_share_is_not_named(tmp_path: Path) -> None:
+    for algo in ("mopo", "mobile"):
+        make_run(tmp_path / algo, [1.0], algo=algo, words=["batch_size=64"], composed={"batch_size": 64})
+    assert names(tmp_path) == ["mobile", "mopo"]
+
+
+def test_a_key_that_differs_names_the_runs_that_set_it_and_their_kin(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [1.0], words=["rollout.length=1"], composed={"rollout": {"length": 1}})
+    make_run(tmp_path / "b", [1.0], composed={"rollout": {"length": "${tuned:rollout_length}"}})
+    make_run(tmp_path / "c", [1.0], algo="mobile", composed={"rollout": {"length": "${tuned:rollout_length}"}})
+    assert names(tmp_path) == ["mopo, rollout.length=1", "mopo, rollout.length=tuned", "mobile"]
+
+
+def test_seeds_places_and_machines_make_no_method(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [1.0], words=["device=cpu", "run_dir=a", "logger=[wandb]", "wandb.project=x", "threads=2"])
+    make_run(tmp_path / "b", [1.0], seeds=[5], words=["store=elsewhere", "+eval.background=false"])
+    assert names(tmp_path) == ["mopo", "mopo"]
+
+
+def test_a_groups_choice_is_a_setting(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [1.0], words=["dynamics=single"])
+    make_run(tmp_path / "b", [1.0], words=["dynamics=ensemble"])
+    make_run(tmp_path / "c", [1.0])
+    assert names(tmp_path) == ["mopo, dynamics=single", "mopo, dynamics=ensemble", "mopo, dynamics=ensemble"]
+
+
+def test_long_names_say_what_tells_them_apart(tmp_path: Path) -> None:
+    for size in (1, 2):
+        words = [f"batch_size={size}", f"real_ratio={size}", f"rollout.every={size}"]
+        composed = {"batch_size": size, "real_ratio": size, "rollout": {"every": size}}
+        make_run(tmp_path / str(size), [1.0], words=words, composed=composed)
+    short = short_names(methods_of(collect([tmp_path])))
+    assert list(short.values()) == ["mopo, batch_size=1, ...", "mopo, batch_size=2, ..."]
+    assert str(next(iter(short))) == "mopo, batch_size=1, real_ratio=1, rollout.every=1"

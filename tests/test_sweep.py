@@ -1,0 +1,364 @@
+"""Sweeps: what each run is called, what is not run twice, and what becomes of runs whose worker is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from mbrl.cli import main
+from mbrl.compose import ConfigError
+from mbrl.rundir import RunDirectory, lock, read_json
+from mbrl.sweep import Job, job_name
+
+TINY = (
+    "batch_size=16", "log_every=50", "eval.every=100", "eval.episodes=1", "learner.hidden=[16]", "dynamics.hidden=[16]",
+    "dynamics.members=2", "dynamics.elites=1", "dynamics.max_epochs=1", "rollout.lanes=20", "rollout.length=2",
+    "compile=eager",
+)  # fmt: skip
+GRID = ("algo=mopo,sac_n", "task=pendulum,refrigerator", "seed=0,1")
+"""Two methods on two tasks with two seeds."""
+
+LONG = ("updates=700", "checkpoint_seconds=0.1")
+"""Long enough to be killed in the middle."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The eight runs, one after the other in this process."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    assert sweep(*GRID, *LONG, folder=folder, store=store) == 0
+    return folder
+
+
+def words(*given: str, folder: Path, store: Path) -> list[str]:
+    return ["train", "-m", *TINY, *given, f"store={store}", f"run_dir={folder}"]
+
+
+def sweep(*given: str, folder: Path, store: Path) -> int:
+    return main(words(*given, folder=folder, store=store))
+
+
+def started(words: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    """The command in a process and a process group of its own, as a terminal starts it."""
+    with open(output, "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", "import sys; from mbrl.cli import main; sys.exit(main())", *words],
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def runs(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/meta.json"))
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, str]]:
+    """When the files of every run were last written, and when it began."""
+    return {
+        path.name: ((path / "returns.npz").stat().st_mtime_ns, read_json(path / "meta.json")["started"])
+        for path in runs(folder)
+    }
+
+
+def assert_equal(found: Path, expected: Path) -> None:
+    """All runs are there, finished, and their returns are the same to the bit."""
+    assert [path.name for path in runs(found)] == [path.name for path in runs(expected)]
+    for one, other in zip(runs(found), runs(expected), strict=True):
+        assert read_json(one / "summary.json")["status"] == "finished"
+        assert np.array_equal(RunDirectory.open(one).returns, RunDirectory.open(other).returns), one.name
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["algo=mopo", "seed=0"], "algo=mopo,seed=0"),
+        (["filter=[morec,ravl]"], "filter=morec,ravl"),
+        (["dataset=/data/plant one.npz"], "dataset=-data-plant-one.npz"),
+        (["dataset='minari:D4RL/door/human-v2'"], "dataset=minari-D4RL-door-human-v2"),
+        ([], "run"),
+    ],
+)
+def test_a_run_is_called_by_what_differs(given: list[str], name: str) -> None:
+    assert job_name(given) == name
+
+
+def test_long_names_are_cut_and_stay_apart() -> None:
+    one, other = (job_name([f"dataset={'x' * 300}{end}"]) for end in "ab")
+    assert len(one) == len(other) < 200
+    assert one != other
+
+
+# -- what is done, and what is not done again --------------------------------------------------------------------------
+
+
+def test_a_second_call_runs_nothing(undisturbed: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stamps(undisturbed)
+    assert len(before) == 8
+    capsys.readouterr()
+    assert sweep(*GRID, *LONG, folder=undisturbed, store=store) == 0
+    assert "8 finished before" in capsys.readouterr().out
+    assert stamps(undisturbed) == before
+
+
+def test_what_was_stopped_goes_on_and_what_is_missing_is_begun(undisturbed: Path, store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    given = ("algo=mopo", "task=pendulum", "seed=0,1", *LONG)
+    process = started(words(*given, folder=folder, store=store), tmp_path / "output")
+    until(lambda: checkpoint(folder / "seed=0"), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    assert "mbrl train" in (tmp_path / "output").read_text()
+    assert read_json(folder / "seed=0" / "meta.json")["status"] == "interrupted"
+    assert not (folder / "seed=1").exists()
+    assert sweep(*given, folder=folder, store=store) == 0
+    assert read_json(folder / "seed=0" / "meta.json")["resumed"] == 1
+    for seed in (0, 1):
+        same = undisturbed / f"algo=mopo,task=pendulum,seed={seed}"
+        assert np.array_equal(RunDirectory.open(folder / f"seed={seed}").returns, RunDirectory.open(same).returns)
+
+
+def test_more_updates_go_on_with_finished_runs(store: Path, tmp_path: Path) -> None:
+    given = ("task=refrigerator", "algo=sac_n", "seed=0,1")
+    for updates in (100, 200):
+        assert sweep(*given, f"updates={updates}", folder=tmp_path / "sweep", store=store) == 0
+        assert [read_json(path / "summary.json")["updates"] for path in runs(tmp_path / "sweep")] == [updates] * 2
+    assert [read_json(path / "meta.json")["resumed"] for path in runs(tmp_path / "sweep")] == [1, 1]
+
+
+def test_runs_of_other_settings_are_not_taken_for_these(
+    undisturbed: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(undisturbed)
+    assert sweep(*GRID, *LONG, "real_ratio=0.3", folder=undisturbed, store=store) == 1
+    said = capsys.readouterr().err
+    assert "other settings" in said
+    assert "real_ratio=0.3" in said
+    assert "another run_dir" in said
+    assert stamps(undisturbed) == before
+
+
+def test_a_run_in_the_work_of_another_process_is_left_to_it(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("task=refrigerator", "algo=sac_n", "seed=0,1", "updates=100")
+    assert sweep(*given, folder=tmp_path, store=store) == 0
+    (tmp_path / "seed=0" / "summary.json").unlink()
+    RunDirectory.open(tmp_path / "seed=0").write_meta(status="running")
+    capsys.readouterr()
+    with lock(tmp_path / "seed=0"):
+        assert sweep(*given, folder=tmp_path, store=store) == 0
+    assert "1 finished before, 1 in the work of another process" in capsys.readouterr().out
+    assert not (tmp_path / "seed=0" / "summary.json").exists()
+
+
+def test_a_run_that_fails_does_not_keep_others_from_being_made(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("algo=sac_n", "task=refrigerator", "learner.critics=2,0", "updates=100")
+    assert sweep(*given, folder=tmp_path, store=store) == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 runs have failed: learner.critics=0: expected a whole number" in said
+    assert [path.name for path in runs(tmp_path)] == ["learner.critics=2"]
+    assert not (tmp_path / "learner.critics=0").exists()
+
+
+def test_values_that_would_share_a_folder_are_refused(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep("task=refrigerator", "env='a b','a/b'", folder=tmp_path, store=store) == 1
+    assert "would both go to" in capsys.readouterr().err
+
+
+def test_a_job_knows_its_state(tmp_path: Path) -> None:
+    job = Job(tmp_path / "seed=0", ("seed=0", "updates=100"))
+    assert job.state() == "new"
+    run = RunDirectory.create(job.path, seeds=[0])
+    assert job.state() == "unfinished"
+    run.write_summary(status="finished", updates=100)
+    run.write_meta(status="finished")
+    assert job.state() == "finished"
+    assert Job(job.path, ("seed=0", "updates=101")).state() == "unfinished"
+    (job.path / ".hydra").mkdir()
+    (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- updates=50\n- progress=false\n")
+    assert job.state() == "finished"
+    (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- algo=edac\n")
+    with pytest.raises(ConfigError, match="then algo=edac, now nothing"):
+        job.state()
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+def checkpoint(run: Path) -> bool:
+    """Whether a run has one, and is not at its end."""
+    return any(run.glob("checkpoints/step_*.pt")) and not (run / "summary.json").exists()
+
+
+def until(condition, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+    """Wait for something that a process brings about."""
+    begun = time.monotonic()
+    while not condition():
+        assert process.poll() is None, "the sweep ended before"
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.02)
+
+
+def worker_of(run: Path) -> int | None:
+    """The process that holds a run's lock."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor) == str(run / ".lock"):
+                return int(descriptor.parts[2])
+    return None
+
+
+def kill_a_worker(folder: Path, process: subprocess.Popen[bytes]) -> str:
+    """Kill whoever works on the first run with a checkpoint; the run's name."""
+    killed: list[str] = []
+
+    def done() -> bool:
+        for run in filter(checkpoint, runs(folder)):
+            worker = worker_of(run)
+            if worker is not None:
+                os.kill(worker, signal.SIGKILL)
+                killed.append(run.name)
+                break
+        return bool(killed)
+
+    until(done, process)
+    return killed[0]
+
+
+def assert_survives_a_lost_worker(
+    given: Sequence[str], undisturbed: Path, store: Path, tmp_path: Path, **env: str
+) -> None:
+    """Eight runs through a launcher; one worker is killed; all are complete, and one has gone on."""
+    folder, output = tmp_path / "sweep", tmp_path / "output"
+    command = words(*GRID, *LONG, *given, folder=folder, store=store)
+    process = started(command, output)
+    try:
+        name = kill_a_worker(folder, process)
+        assert process.wait(timeout=240) == 0, output.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert_equal(folder, undisturbed)
+    resumed = [path.name for path in runs(folder) if read_json(path / "meta.json")["resumed"]]
+    assert resumed == [name]
+    before = stamps(folder)
+    again = started(command, output)
+    assert again.wait(timeout=60) == 0
+    assert "8 finished before" in output.read_text()
+    assert stamps(folder) == before
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks for a run's process in /proc")
+
+
+@ON_LINUX
+def test_submitit(undisturbed: Path, store: Path, tmp_path: Path) -> None:
+    assert_survives_a_lost_worker(
+        ["hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=4"], undisturbed, store, tmp_path
+    )
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A head and a second node with one CPU each, on this machine."""
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
+    if ray is None:
+        pytest.skip("ray is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a token that lies in the home folder decides
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for place in (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address=127.0.0.1:{port}"]):
+            output = tmp_path / f"node{len(nodes)}"
+            with open(output, "wb") as file:
+                command = [ray, "start", *place, "--num-cpus=1", "--block"]
+                nodes.append(subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True))
+            until(lambda output=output: b"runtime started" in output.read_bytes(), nodes[-1])
+        yield
+    finally:
+        for node in reversed(nodes):
+            node.terminate()  # `--block` ends what it has started
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+
+
+@ON_LINUX
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray(undisturbed: Path, store: Path, tmp_path: Path) -> None:
+    assert_survives_a_lost_worker(["hydra/launcher=ray_cluster"], undisturbed, store, tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_saves_the_runs_of_all_workers(store: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "sweep", tmp_path / "output"
+    given = ["task=refrigerator", "algo=sac_n", "seed=0,1,2", "updates=20000", "hydra/launcher=joblib"]
+    command = words(*given, "hydra.launcher.n_jobs=2", folder=folder, store=store)
+    process = started(command, output)
+    until(lambda: sum((run / "returns.npz").exists() for run in runs(folder)) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert [read_json(run / "meta.json")["status"] for run in runs(folder)] == ["interrupted"] * 2
+    assert all(checkpoint(run) or any(run.glob("checkpoints/step_*.pt")) for run in runs(folder))
+    assert not (folder / ".stop").exists()
+    assert "go on with: mbrl train" in output.read_text()
+    assert "return" in (runs(folder)[0] / "output.txt").read_text()
+
+
+# -- wandb -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_words_of_a_wandb_agent_are_understood(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of docs/sweeps.md, through wandb's own making of the command."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    example = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    first = {name: {"value": next(iter(given.get("values", [given.get("value", given.get("min"))])))}
+             for name, given in example["parameters"].items()}  # fmt: skip
+    first["filter"] = {"value": ["morec", "ravl"]}
+    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    command = utils.create_sweep_command(example["command"])
+    given = utils.create_sweep_command_args({"args": first})["args_no_hyphens"]
+    line = [word for part in command for word in (given if part == "${args_no_hyphens}" else [part])]
+    assert line[:2] == ["mbrl", "train"]
+    monkeypatch.chdir(tmp_path)
+    tiny = [*TINY, "updates=20", "score.steps=20", f"store={store}", "task=pendulum"]
+    assert main(["train", *tiny, *(word for word in line[2:] if not word.startswith("task="))]) == 0
+    run = tmp_path / "runs" / "abc123"
+    config = OmegaConf.load(run / "config.yaml")
+    assert (config.rollout.length, config.rollout.penalise.coefficient, config.seed) == (1, 0.1, 0)
+    assert read_json(run / "summary.json")["status"] == "finished"
+    assert list((run / "wandb").glob("offline-run-*-abc123"))

@@ -1,0 +1,69 @@
+"""`scripts/reproduce/uncertainty.py` from one end to the other, small, and what it does when it is started again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import mbrl
+from mbrl.data.builtin import pendulum_log
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(mbrl.__file__).resolve().parent.parent / "scripts" / "reproduce" / "uncertainty.py"
+    spec = importlib.util.spec_from_file_location("uncertainty_study", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_study_is_made_once_and_goes_on_where_it_was(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("MEMBERS", 3), ("ELITES", 2), ("COUNTS", (2, 3)), ("HORIZONS", (1, 50))):
+        monkeypatch.setattr(script, name, value)
+    files = {}
+    for name, controlled in (("mixed", True), ("noise", False)):
+        log = pendulum_log(controlled=controlled)
+        files[name] = tmp_path / f"{name}.npz"
+        np.savez(files[name], **{k: v[:600] if v.ndim else v for k, v in log.items()})  # type: ignore[arg-type]
+    folder = tmp_path / "study"
+    settings = [
+        "env=Pendulum-v1",
+        f"store={tmp_path / 'store'}",
+        "progress=false",
+        "eval.background=false",
+        "horizon=20",
+    ]
+    words = [str(files["mixed"]), str(folder), str(files["noise"]), "--smoke", "--seeds", "1"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    assert script.main(words) == 0
+    table = (folder / "uncertainty.md").read_text()
+    assert table.startswith("mixed (Pendulum-v1), seeds [0], 3 members")
+    found = json.loads((folder / "uncertainty.json").read_text())
+    assert list(found["agreement"]) == ["steps of the policy", "held-out rows", "noise"]
+    assert found["agreement"]["steps of the policy"]["rows"] == [2500]  # a pendulum does not end
+    assert found["by_horizon"]["1"]["rows"] == [100]
+    assert set(found["out_of_data"]) == {"threshold", "steps of the policy", "noise"}
+    sizes = found["members"]["held-out rows"]["max_pairwise"]["size"]
+    assert sizes[0] < sizes[1] == pytest.approx(1.0)
+    assert (folder / "uncertainty.png").stat().st_size > 10_000
+
+    # A stage that is missing is made again, to the same numbers; nothing else is.
+    kept = found.pop("out_of_data")
+    found["median"] = {name: [1.0] for name in found["median"]}
+    (folder / "uncertainty.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    assert script.main(words) == 0
+    assert "fitting" not in capsys.readouterr().out
+    again = json.loads((folder / "uncertainty.json").read_text())
+    assert again["out_of_data"] == kept
+    assert again["median"] == found["median"]
