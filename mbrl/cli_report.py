@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-published", action="store_true", help="no published scores beside runs on the same benchmark dataset"
     )
+    parser.add_argument(
+        "--note", action="append", default=[], metavar="TEXT", help="said at the head of the report; may be repeated"
+    )
     return parser
 
 
@@ -47,6 +51,7 @@ def make_report(words: Sequence[str]) -> int:
         script = plotly_script()
     console = Console(soft_wrap=True, highlight=False)
     report = tabulate(collect(parsed.runs))
+    report = dataclasses.replace(report, notes=(*parsed.note, *report.notes))
     published = not parsed.no_published
     found, improved = aggregates(report), improvements(report)
     text.show(Console(highlight=False), report, found, improved, published=published)

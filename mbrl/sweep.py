@@ -39,6 +39,9 @@ from mbrl.rundir import STOP_FILE, lock, read_json
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """The launcher that runs one job after the other in this process."""
 
+ALWAYS_NAMED = ("algo", "filter", "task", "seed")
+"""Keys that stand in a run's name even where all runs have the same: a sweep may grow later."""
+
 LONGEST_NAME = 150
 """Characters of a run's folder; file systems allow 255 bytes."""
 
@@ -124,7 +127,7 @@ def keys(words: Sequence[str]) -> set[str]:
 
 
 def job_name(words: Sequence[str]) -> str:
-    """A folder's name of the overrides that a sweep varies: `algo=mopo,seed=0`; `run` if there are none.
+    """A folder's name of some overrides: `algo=mopo,seed=0`; `run` if there are none.
 
     Characters that a shell or a path would take for something else become `-`; what is too long ends in a hash.
     """
@@ -145,12 +148,14 @@ def jobs_of(overrides: Sequence[Override], folder: Path) -> list[Job]:
     # Imported late: Hydra's search for plugins runs this module again, and a class of before would be another one.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+    swept = {override.get_key_element() for override in overrides if override.is_sweep_override()} | {*ALWAYS_NAMED}
+    order = [*ALWAYS_NAMED, *sorted(swept - {*ALWAYS_NAMED})]  # whatever the order on the command line
     (combinations,) = BasicSweeper.split_arguments(list(overrides), None)
-    jobs = [
-        Job(folder / job_name([word for word in words if word.split("=", 1)[0] in swept]), tuple(words))
-        for words in combinations
-    ]
+    jobs = []
+    for words in combinations:
+        by_key = {word.split("=", 1)[0]: word for word in words}
+        name = job_name([by_key[key] for key in order if key in by_key])
+        jobs.append(Job(folder / name, tuple(words)))
     paths = [job.path for job in jobs]
     for job in jobs:
         if paths.count(job.path) > 1:

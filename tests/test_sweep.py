@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mbrl.cli import main
 from mbrl.compose import ConfigError
 from mbrl.rundir import RunDirectory, lock, read_json
-from mbrl.sweep import Job, job_name
+from mbrl.sweep import Job, job_name, jobs_of
 
 TINY = (
     "batch_size=16", "log_every=50", "eval.every=100", "eval.episodes=1", "learner.hidden=[16]", "dynamics.hidden=[16]",
@@ -102,6 +103,18 @@ def test_a_run_is_called_by_what_differs(given: list[str], name: str) -> None:
     assert job_name(given) == name
 
 
+def test_names_do_not_depend_on_the_order_of_words(tmp_path: Path) -> None:
+    one, other = (
+        [job.name for job in jobs_of(OverridesParser.create().parse_overrides(words), tmp_path)]
+        for words in (
+            ["seed=0", "updates=5,6", "task=pendulum", "real_ratio=0.1,0.2"],
+            ["real_ratio=0.1,0.2", "task=pendulum", "updates=5,6", "seed=0"],
+        )
+    )
+    assert sorted(one) == sorted(other)
+    assert one[0] == "task=pendulum,seed=0,real_ratio=0.1,updates=5"
+
+
 def test_long_names_are_cut_and_stay_apart() -> None:
     one, other = (job_name([f"dataset={'x' * 300}{end}"]) for end in "ab")
     assert len(one) == len(other) < 200
@@ -123,18 +136,20 @@ def test_a_second_call_runs_nothing(undisturbed: Path, store: Path, capsys: pyte
 def test_what_was_stopped_goes_on_and_what_is_missing_is_begun(undisturbed: Path, store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     given = ("algo=mopo", "task=pendulum", "seed=0,1", *LONG)
+    first, second = (folder / f"algo=mopo,task=pendulum,seed={seed}" for seed in (0, 1))
     process = started(words(*given, folder=folder, store=store), tmp_path / "output")
-    until(lambda: checkpoint(folder / "seed=0"), process)
+    until(lambda: checkpoint(first), process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130
     assert "mbrl train" in (tmp_path / "output").read_text()
-    assert read_json(folder / "seed=0" / "meta.json")["status"] == "interrupted"
-    assert not (folder / "seed=1").exists()
+    assert read_json(first / "meta.json")["status"] == "interrupted"
+    assert not (second).exists()
     assert sweep(*given, folder=folder, store=store) == 0
-    assert read_json(folder / "seed=0" / "meta.json")["resumed"] == 1
+    assert read_json(first / "meta.json")["resumed"] == 1
     for seed in (0, 1):
-        same = undisturbed / f"algo=mopo,task=pendulum,seed={seed}"
-        assert np.array_equal(RunDirectory.open(folder / f"seed={seed}").returns, RunDirectory.open(same).returns)
+        name = f"algo=mopo,task=pendulum,seed={seed}"
+        found, same = (RunDirectory.open(path / name).returns for path in (folder, undisturbed))
+        assert np.array_equal(found, same)
 
 
 def test_more_updates_go_on_with_finished_runs(store: Path, tmp_path: Path) -> None:
@@ -162,13 +177,14 @@ def test_a_run_in_the_work_of_another_process_is_left_to_it(
 ) -> None:
     given = ("task=refrigerator", "algo=sac_n", "seed=0,1", "updates=100")
     assert sweep(*given, folder=tmp_path, store=store) == 0
-    (tmp_path / "seed=0" / "summary.json").unlink()
-    RunDirectory.open(tmp_path / "seed=0").write_meta(status="running")
+    begun = tmp_path / "algo=sac_n,task=refrigerator,seed=0"
+    (begun / "summary.json").unlink()
+    RunDirectory.open(begun).write_meta(status="running")
     capsys.readouterr()
-    with lock(tmp_path / "seed=0"):
+    with lock(begun):
         assert sweep(*given, folder=tmp_path, store=store) == 0
     assert "1 finished before, 1 in the work of another process" in capsys.readouterr().out
-    assert not (tmp_path / "seed=0" / "summary.json").exists()
+    assert not (begun / "summary.json").exists()
 
 
 def test_a_run_that_fails_does_not_keep_others_from_being_made(
@@ -178,8 +194,9 @@ def test_a_run_that_fails_does_not_keep_others_from_being_made(
     assert sweep(*given, folder=tmp_path, store=store) == 1
     said = capsys.readouterr().err
     assert "1 of 2 runs have failed: learner.critics=0: expected a whole number" in said
-    assert [path.name for path in runs(tmp_path)] == ["learner.critics=2"]
-    assert not (tmp_path / "learner.critics=0").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
+        "algo=sac_n,task=refrigerator,learner.critics=2"
+    ]
 
 
 def test_values_that_would_share_a_folder_are_refused(

@@ -3,7 +3,7 @@
 # this with its own arguments.
 # shellcheck disable=SC2154
 here=$(dirname "${BASH_SOURCE[0]}")
-words=() smoke=''
+words=() smoke='' about=()
 for word in "$@"; do
   case $word in
     --help | -h)
@@ -49,5 +49,6 @@ comma() {
 mapfile -t numbers < <(seq 0 $((seeds - 1)))
 mbrl train -m "algo=$(comma "${algos[@]}")" "task=$(comma "${tasks[@]}")" "seed=$(comma "${numbers[@]}")" \
   "updates=$updates" progress=false "run_dir=$folder" ${own[@]+"${own[@]}"} "${words[@]:1}"
-mbrl report "$folder" --html "$folder/report.html"
+[ -z "$smoke" ] || about=(--no-published --note "A smoke on other data under the benchmark's names: its numbers mean nothing.")
+mbrl report "$folder" --html "$folder/report.html" ${about[@]+"${about[@]}"}
 [ -z "$smoke" ] || echo "$0: that was a smoke: its numbers mean nothing." >&2
