@@ -31,6 +31,7 @@ from mbrl.evaluate import EvaluationError
 from mbrl.run import INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
 from mbrl.rundir import RunDirectory, read_json
 from mbrl.train import TrainingDiverged
+from mbrl.tune import register_sweeper
 
 USER_ERRORS = (
     ConfigError,
@@ -90,7 +91,8 @@ What most people set:
   run_dir=DIR      where everything goes        resume=DIR    go on with a run
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
-`-m` sweeps over comma-separated values. `--config-dir DIR` adds a folder of your own YAML options.
+`-m` sweeps over comma-separated values; `-m hydra/sweeper=optuna` searches for good ones (docs/tuning.md).
+`--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
 
@@ -197,8 +199,11 @@ def print_config(overrides: list[str]) -> None:
 def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Path], int]) -> int:
     """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`."""
     compose.register_resolvers()
+    register_sweeper()
     compose.check_overrides(words, config_name)
     overrides, flags = compose.split_words(words)
+    if "hydra/sweeper=optuna" in overrides and not {"-m", "--multirun"} & set(flags):
+        raise ConfigError("hydra/sweeper=optuna makes many runs: add -m (docs/tuning.md)")
     if config_name == "train" and flags == ["--cfg", "job"]:
         print_config(overrides)
         return 0
@@ -275,7 +280,9 @@ def collect_verb(words: list[str]) -> int:
 
 
 def start_run(cfg: DictConfig, path: Path) -> int:
-    """A new training run in `path`."""
+    """A new training run in `path`; a job of a sweep that was begun before goes on, or is done."""
+    if (path / "meta.json").exists():
+        return 0 if read_json(path / "meta.json")["status"] == "finished" else resume_run(path, []).train()
     problem = compose.load_problem(cfg)
     return Run(prepare(cfg, problem, path), problem, path).train()
 
