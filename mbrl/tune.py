@@ -649,17 +649,18 @@ class StudySweeper(Sweeper):
                 f"algo={self.base.algo_name} imagines without a penalty, and the variables of hydra/sweeper=optuna are "
                 "for algo=mopo; give hydra.sweeper.params=null and what to search, for example rollout.length=1,5"
             )
-        lowest = {key: ends(what)[0] for key, what in space.items()}
-        for key, what in space.items():
-            for value in ends(what):
-                words = [f"{k}={v}" for k, v in {**lowest, key: value}.items()]
-                cfg = compose.resolve(self.composed([*fixed, *words]), problem.task)
-                members, elites = (OmegaConf.select(cfg, f"dynamics.{name}") for name in ("members", "elites"))
-                if members is not None and elites is not None and members < elites:
-                    raise ConfigError(
-                        f"dynamics.members may become {members}, fewer than dynamics.elites={elites}: let its range "
-                        f"begin at {elites}, or give dynamics.elites={members}"
-                    )
+        values = {key: ends(what) for key, what in space.items()}
+        members, elites = [], []
+        for place in range(max(len(options) for options in values.values())):
+            words = [f"{key}={options[place % len(options)]}" for key, options in values.items()]
+            cfg = compose.resolve(self.composed([*fixed, *words]), problem.task)
+            members.append(OmegaConf.select(cfg, "dynamics.members", default=1))
+            elites.append(OmegaConf.select(cfg, "dynamics.elites", default=1))
+        if min(members) < max(elites):
+            raise ConfigError(
+                f"dynamics.members may become {min(members)}, fewer than dynamics.elites={max(elites)}: let its range "
+                f"begin at {max(elites)}, or give dynamics.elites={min(members)}"
+            )
 
     def run(self, study: Study, value_of: Any) -> None:
         """Take trials, run them, tell what they are worth; until none is left for this process."""

@@ -29,7 +29,7 @@ from mbrl.tune_report import at_edge, findings, position, robust_limits, spearma
 TINY = [
     "updates=40", "batch_size=16", "log_every=20", "eval.every=20", "eval.episodes=2", "eval.model_horizon=5",
     "learner.hidden=[16]", "dynamics.hidden=[16]", "dynamics.max_epochs=1", "rollout.lanes=20", "progress=false",
-    "eval.background=false", "checkpoint_seconds=0", "dynamics.elites=2",
+    "eval.background=false", "dynamics.elites=2",
 ]  # fmt: skip
 SPACE = ["dynamics.members=range(2,4)", "rollout.length=range(1,4)", "penalty=max_aleatoric,ensemble_std"]
 
@@ -274,8 +274,6 @@ def test_a_finished_study_runs_nothing_and_a_longer_one_goes_on(
     for change, what in {
         "rollout.length=range(1,9)": "variables: rollout.length",
         "updates=60": "fixed: was updates=40, is updates=60",
-        "penalty=max_aleatoric": "penalty",
-        "hydra.sweeper.objective=model": "objective",
     }.items():
         assert main([*again, change]) == 1
         assert what in " ".join(capsys.readouterr().err.split())
@@ -297,6 +295,7 @@ def begin(words: list[str], study: Path, until: Callable[[], bool]) -> subproces
 
 def test_a_study_survives_ctrl_c_and_kill_9(words: list[str], study: Path, tmp_path: Path) -> None:
     broken = tmp_path / "study"
+    words = [*words, "checkpoint_seconds=0"]
 
     def runs(trial: str) -> Callable[[], bool]:
         return lambda: bool(list((broken / trial / "checkpoints").glob("*.pt")))
@@ -325,14 +324,14 @@ def test_a_study_survives_ctrl_c_and_kill_9(words: list[str], study: Path, tmp_p
 
 def test_two_processes_make_one_study(words: list[str], study: Path, tmp_path: Path) -> None:
     shared = tmp_path / "study"
-    many = [*words, "hydra.sweeper.trials=8", "hydra.sweeper.sampler=random"]
+    many = [*words, "hydra.sweeper.trials=6", "hydra.sweeper.sampler=random"]
     other = begin(many, shared, lambda: True)
     assert main([*many, f"run_dir={shared}"]) == 0
     assert other.wait(60) == 0
     rows = table(shared)
-    assert [row["trial"] for row in rows] == [str(i) for i in range(8)]
+    assert [row["trial"] for row in rows] == [str(i) for i in range(6)]
     assert {row["state"] for row in rows} == {"finished"}
-    assert sorted(path.name for path in shared.glob("trial_*")) == [f"trial_{i:04d}" for i in range(8)]
+    assert sorted(path.name for path in shared.glob("trial_*")) == [f"trial_{i:04d}" for i in range(6)]
     assert {read(path)["resumed"] for path in shared.glob("trial_*/meta.json")} == {0}
 
 
