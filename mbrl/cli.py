@@ -202,8 +202,8 @@ def hydra_verb(config_name: str, words: list[str], job: Callable[[DictConfig, Pa
     register_sweeper()
     compose.check_overrides(words, config_name)
     overrides, flags = compose.split_words(words)
-    if "hydra/sweeper=optuna" in overrides and not {"-m", "--multirun"} & set(flags):
-        raise ConfigError("hydra/sweeper=optuna makes many runs: add -m (docs/tuning.md)")
+    if "hydra/sweeper=optuna" in overrides and not (job is start_run and {"-m", "--multirun"} & set(flags)):
+        raise ConfigError("hydra/sweeper=optuna is for many training runs: mbrl train -m ... (docs/tuning.md)")
     if config_name == "train" and flags == ["--cfg", "job"]:
         print_config(overrides)
         return 0

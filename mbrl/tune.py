@@ -407,6 +407,11 @@ class Study:
                 storage=self.storage, study_name=self.name, direction="maximize", load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(),
             )  # fmt: skip
+            strangers = sorted(folder.glob("trial_*"))[len(self.trials()) :]
+            if strangers:  # taking them for new trials would give them settings that are not theirs
+                raise ConfigError(
+                    f"{strangers[0]} is no trial of {self.name} in Optuna's storage; is it the right one?"
+                )
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.lock: BinaryIO = lock(folder / "workers" / self.worker)
 
@@ -629,6 +634,7 @@ class StudySweeper(Sweeper):
             "variables": {key: distribution_to_json(what) for key, what in space.items()},
             "fixed": sorted(words),
             "dataset": problem.dataset.hash,
+            "storage": "journal" if self.storage is None else self.storage.partition(":")[0],  # a URL holds passwords
         }
 
     def composed(self, words: Sequence[str]) -> DictConfig:

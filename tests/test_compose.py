@@ -26,6 +26,7 @@ from mbrl.learn.regularisers import Robust
 from mbrl.learn.sac import SAC
 from mbrl.nets import generator, rand, randn
 from mbrl.rollout.coplanner import UncertaintyPlanner
+from mbrl.tune import SWEEPER
 
 FOLDER = compose.config_folder()
 GROUPS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name not in ("tuned", "hydra"))
@@ -118,7 +119,7 @@ def test_every_algorithm_with_every_filter(algo: str, chosen: str) -> None:
 def test_every_target_of_every_file_resolves(path: Path) -> None:
     node = OmegaConf.to_container(OmegaConf.load(path))
     for target in targets(node):
-        if target == "hydra.utils.get_method":
+        if target in ("hydra.utils.get_method", SWEEPER):  # the sweeper's is a plugin's name, see tests/test_tune.py
             continue
         assert callable(get_class(target))
 
@@ -730,3 +731,21 @@ def test_devices() -> None:
 def test_cuda_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device; use device=cpu"):
         compose.choose_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "rollout.length=range(1,30)", "rollout.penalise.coefficient=tag(log,interval(0.1,100))", "penalty=glob(*)",
+        "penalty=choice(max_aleatoric,ensemble_std)", "dynamics.members=int(interval(5,15))", "hydra/sweeper=optuna",
+        "hydra.sweeper.trials=3",
+    ],
+)  # fmt: skip
+def test_words_of_a_search_are_right_words(word: str) -> None:
+    compose.check_overrides(["-m", word], "train")
+
+
+@pytest.mark.parametrize("word", ["rollout.lenght=range(1,30)", "penalty=choice(max_aleatorik,ensemble_std)"])
+def test_a_misspelt_word_of_a_search_is_one(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean rollout.length|did you mean max_aleatoric"):
+        compose.check_overrides(["-m", word], "train")

@@ -16,14 +16,20 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from mbrl import compose
 from mbrl.cli import main
 from mbrl.compose import ConfigError
 from mbrl.data.builtin import pendulum_log
-from mbrl.tune import Study, held, parse_space, propose, refuse_changes
+from mbrl.tune import SWEEPER, Study, StudySweeper, held, parse_space, propose, refuse_changes, register_sweeper
 from mbrl.tune_report import at_edge, findings, position, robust_limits, spearman
 
 TINY = [
@@ -219,6 +225,13 @@ def test_another_study_is_refused(tmp_path: Path) -> None:
         refuse_changes(tmp_path, known, {"fixed": ["a=1", "b=3"], "variables": {"x": "0 to 1"}})
 
 
+def test_a_study_whose_record_is_gone_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "trial_0000").mkdir()
+    with pytest.raises(ConfigError, match=r"trial_0000 is no trial of .* in Optuna's storage"):
+        opened(tmp_path)
+
+
 def test_a_folder_of_runs_is_no_study(study: Path) -> None:
     with pytest.raises(ConfigError, match="holds runs and no study"):
         opened(study / "trial_0000")
@@ -274,6 +287,7 @@ def test_a_finished_study_runs_nothing_and_a_longer_one_goes_on(
     for change, what in {
         "rollout.length=range(1,9)": "variables: rollout.length",
         "updates=60": "fixed: was updates=40, is updates=60",
+        f"hydra.sweeper.storage=sqlite:///{tmp_path / 'trials.db'}": "storage: was journal, is sqlite",
     }.items():
         assert main([*again, change]) == 1
         assert what in " ".join(capsys.readouterr().err.split())
@@ -399,9 +413,25 @@ def test_a_mistake_is_said_before_anything_runs(
     assert not path.exists()
 
 
-def test_the_sweeper_needs_a_sweep(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([word for word in words if word != "-m"]) == 1
-    assert "makes many runs: add -m" in " ".join(capsys.readouterr().err.split())
+def test_the_sweeper_needs_a_sweep_of_training_runs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ([word for word in words if word != "-m"], ["fit", *words[1:]]):
+        assert main(wrong) == 1
+        assert "is for many training runs: mbrl train -m" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ours_is_chosen_where_another_plugin_has_the_same_name() -> None:
+    store = ConfigStore.instance()
+    store.store(group="hydra/sweeper", name="optuna", node={"_target_": "another.Sweeper"}, provider="optuna_sweeper")
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(compose.config_folder()), version_base="1.3"):
+            cfg = hydra_compose("train", overrides=["hydra/sweeper=optuna"], return_hydra_config=True)
+    finally:
+        del store.repo["hydra"]["sweeper"]["optuna.yaml"]
+        GlobalHydra.instance().clear()
+    assert cfg.hydra.sweeper._target_ == SWEEPER
+    register_sweeper()
+    assert Plugins.instance().class_name_to_class[SWEEPER] is StudySweeper
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
