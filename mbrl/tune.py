@@ -461,12 +461,13 @@ class Study:
             while len(taken) < count and len(trials) < total:
                 params = propose(self.space, trials, sampler=sampler, startup=startup, seed=seed)
                 number = len(trials)
+                known = len([t for t in trials if t.state == optuna.trial.TrialState.COMPLETE])
                 self.optuna.add_trial(
                     optuna.trial.create_trial(
                         state=optuna.trial.TrialState.RUNNING,
                         params=params,
                         distributions=self.space,
-                        user_attrs={"worker": self.worker},
+                        user_attrs={"worker": self.worker, "random": sampler == "random" or known < startup},
                     )
                 )
                 taken.append(self.task(number, params))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from omegaconf import OmegaConf
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-AXIS = {"return": "value (score, or return without one)", "model": "pessimistic return in the judge's worlds"}
-BLUE, ORANGE, GREY = COLOURS[0], COLOURS[1], COLOURS[5]
+BLUE, ORANGE, GREY, RED = COLOURS[0], COLOURS[1], COLOURS[5], COLOURS[4]
+PALE_TO_DARK = LinearSegmentedColormap.from_list("pale to dark", ["#c9dcf0", "#5b93cc", BLUE, "#0a2747"])
 FEW = 10
 """Below so many finished trials nothing is said of variables: it would be about noise."""
 
@@ -50,6 +50,15 @@ def value_of(trial: FrozenTrial) -> float:
     """Of a finished trial."""
     assert trial.value is not None
     return trial.value
+
+
+def what_is_measured(folder: Path, trials: Sequence[FrozenTrial], objective: str) -> str:
+    """What a value is, for an axis."""
+    if objective == "model":
+        return "pessimistic return in the judge's worlds"
+    best = best_of(trials)
+    scored = best is not None and summary_of(folder, best).get("final_score_mean") is not None
+    return "score" if scored else "return"
 
 
 def trial_folder(folder: Path, trial: FrozenTrial) -> Path:
@@ -250,10 +259,11 @@ def write_figures(folder: Path, trials: Sequence[FrozenTrial], objective: str) -
     done = finished(trials)
     if not done:
         return []
+    measured = what_is_measured(folder, trials, objective)
     figures = {
-        "history": history(trials, objective),
-        "slices": slices(trials, objective),
-        "parallel": parallel(done, objective),
+        "history": history(trials, measured),
+        "slices": slices(trials, measured),
+        "parallel": parallel(done, measured),
     }
     shares = importances(done)
     if shares:
@@ -261,7 +271,7 @@ def write_figures(folder: Path, trials: Sequence[FrozenTrial], objective: str) -
     return [save_figure(tidy(figure), folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def history(trials: Sequence[FrozenTrial], objective: str) -> Figure:
+def history(trials: Sequence[FrozenTrial], measured: str) -> Figure:
     """Value of every trial in order, and the best so far."""
     done = finished(trials)
     numbers, values = np.array([t.number for t in done]), np.array([value_of(t) for t in done])
@@ -269,20 +279,34 @@ def history(trials: Sequence[FrozenTrial], objective: str) -> Figure:
     assert best is not None
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.scatter(numbers, values, s=22, color=BLUE, alpha=0.7, label="trial", zorder=3)
+    limits = robust_limits(values)
+    random = np.array([bool(t.user_attrs.get("random")) for t in done])
+    below = values < limits[0]
+    for which, label, fill in ((random, "random trial", "white"), (~random, "guided trial", BLUE)):
+        if which.any():
+            shown = which & ~below
+            axes.scatter(numbers[shown], values[shown], s=26, color=fill, edgecolor=BLUE, label=label, zorder=3)
+    if below.any():
+        off_scale(axes, numbers[below], limits, label=f"below {limits[0]:.4g}")
     axes.step(numbers, np.maximum.accumulate(values), where="post", color=ORANGE, linewidth=1.8, label="best so far")
     failed = [t.number for t in trials if t.state.name == "FAIL"]
     if failed:
-        axes.scatter(failed, [values.min()] * len(failed), marker="x", color=COLOURS[4], s=30, label="failed", zorder=4)
-    axes.set_ylim(*robust_limits(values))
+        axes.scatter(failed, [values.min()] * len(failed), marker="x", color=RED, s=30, label="failed", zorder=4)
+    axes.set_ylim(*limits)
     axes.set_xlabel("trial")
-    axes.set_ylabel(AXIS[objective], fontsize=9)
+    axes.set_ylabel(measured, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_title(f"best of {len(done)} finished trials: {best.value:.4g} (trial {best.number})", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
+
+
+def off_scale(axes: Any, x: FloatArray, limits: tuple[float, float], label: str | None = None) -> None:
+    """Marks on the lower edge for trials that lie below it."""
+    height = limits[0] + 0.015 * (limits[1] - limits[0])
+    axes.scatter(x, np.full(len(x), height), marker="v", s=30, color=GREY, label=label, zorder=3)
 
 
 def robust_limits(values: FloatArray) -> tuple[float, float]:
@@ -294,7 +318,7 @@ def robust_limits(values: FloatArray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def slices(trials: Sequence[FrozenTrial], objective: str) -> Figure:
+def slices(trials: Sequence[FrozenTrial], measured: str) -> Figure:
     """Value against each variable by itself; later trials are darker."""
     done = finished(trials)
     best = best_of(trials)
@@ -305,7 +329,7 @@ def slices(trials: Sequence[FrozenTrial], objective: str) -> Figure:
     figure = Figure(figsize=(4.6 * columns, 0.7 + 3.1 * rows), layout="constrained")
     values = np.array([value_of(t) for t in done])
     limits = robust_limits(values)
-    shown = values.clip(*limits)
+    below = values < limits[0]
     order = np.array([t.number for t in done], np.float64)
     for place, (key, what) in enumerate(variables.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
@@ -321,11 +345,19 @@ def slices(trials: Sequence[FrozenTrial], objective: str) -> Figure:
             star = float(x[[t.number for t in done].index(best.number)])
             for i in range(len(choices)):
                 if (centre == i).any():
-                    axes.hlines(np.median(shown[centre == i]), i - 0.33, i + 0.33, color=GREY, linewidth=1.5)
+                    axes.hlines(
+                        max(float(np.median(values[centre == i])), limits[0]),
+                        i - 0.33,
+                        i + 0.33,
+                        color=GREY,
+                        linewidth=1.5,
+                    )
             names = [name.replace("_", "\n", 1) if len(choices) > 3 else name for name in choices]
             axes.set_xticks(range(len(choices)), names, fontsize=8)
-        points = axes.scatter(x, shown, c=order, cmap="Blues", vmin=-0.6 * (order.max() + 1), s=26, edgecolor="#33557a",
-                              linewidth=0.5, zorder=3)  # fmt: skip
+        points = axes.scatter(x[~below], values[~below], c=order[~below], cmap=PALE_TO_DARK, vmin=0, vmax=order.max(),
+                              s=30, edgecolor=BLUE, linewidth=0.5, zorder=3)  # fmt: skip
+        if below.any():
+            off_scale(axes, x[below], limits)
         axes.scatter([star], [value_of(best)], marker="*", s=150, color=ORANGE, zorder=4)
         axes.set_ylim(*limits)
         axes.set_xlabel(key, fontsize=9)
@@ -335,8 +367,10 @@ def slices(trials: Sequence[FrozenTrial], objective: str) -> Figure:
     bar.set_label("trial", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.supylabel(AXIS[objective], fontsize=9)
-    figure.suptitle("one variable at a time (star: the best trial; grey line: median of a choice)", fontsize=11)
+    figure.supylabel(measured, fontsize=9)
+    figure.suptitle(
+        "one variable at a time (star: the best trial; line: median of a choice; triangle: below the axis)", fontsize=11
+    )
     return figure
 
 
@@ -354,14 +388,14 @@ def importance_bars(shares: dict[str, float], count: int) -> Figure:
     return figure
 
 
-def parallel(done: Sequence[FrozenTrial], objective: str) -> Figure:
+def parallel(done: Sequence[FrozenTrial], measured: str) -> Figure:
     """A line for each trial across all variables, coloured by its value; the best one on top."""
     best = best_of(done)
     assert best is not None
     variables = best.distributions
     values = np.array([value_of(t) for t in done])
-    low, _ = robust_limits(values)
-    colour = ScalarMappable(Normalize(max(low, float(values.min())), best.value), "viridis")
+    low = float(np.quantile(values, 0.1))  # a few very bad trials must not take all shades
+    colour = ScalarMappable(Normalize(low, best.value), PALE_TO_DARK)
     figure = Figure(figsize=(2.1 + 2.3 * len(variables), 4.6), layout="constrained")
     axes = figure.add_subplot()
     x = [float(place) for place in range(len(variables))]
@@ -370,7 +404,7 @@ def parallel(done: Sequence[FrozenTrial], objective: str) -> Figure:
         if trial.number == best.number:
             axes.plot(x, y, color=ORANGE, linewidth=2.6)
         else:
-            axes.plot(x, y, color=colour.to_rgba(np.array(value_of(trial))), linewidth=1.1, alpha=0.75)
+            axes.plot(x, y, color=colour.to_rgba(np.array(value_of(trial))), linewidth=1.1, alpha=0.9)
     for place, what in zip(x, variables.values(), strict=True):
         axes.axvline(place, color=GREY, linewidth=0.8)
         for at, name in axis_labels(what):
@@ -378,10 +412,10 @@ def parallel(done: Sequence[FrozenTrial], objective: str) -> Figure:
                       bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.0})  # fmt: skip
     axes.set_xticks(x, list(variables), fontsize=9)
     axes.set_yticks([])
-    axes.set_xlim(-0.15, len(variables) - 1 + 0.6)
+    axes.set_xlim(-0.15, len(variables) - 1 + 0.45)
     axes.spines[["left", "bottom"]].set_visible(False)
-    bar = figure.colorbar(colour, ax=axes, pad=0.01, aspect=40)
-    bar.set_label(AXIS[objective], fontsize=9)
+    bar = figure.colorbar(colour, ax=axes, pad=0.01, aspect=40, extend="min")
+    bar.set_label(measured, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     axes.set_title(f"every trial (orange: the best, trial {best.number})", fontsize=11)
     return figure
