@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
@@ -74,8 +75,10 @@ PLOT_SECONDS = 30.0
 
 
 def register_sweeper() -> None:
-    """Make `hydra/sweeper=optuna` known to Hydra, in this process."""
+    """Make `hydra/sweeper=optuna` known to Hydra, in this process, and ours where hydra-optuna-sweeper is installed."""
     Plugins.instance().class_name_to_class[SWEEPER] = StudySweeper
+    # Hydra would hold our file to the schema of the same name that the other one has put there.
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
 
 # -- search space ------------------------------------------------------------------------------------------------------

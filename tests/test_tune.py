@@ -420,17 +420,14 @@ def test_the_sweeper_needs_a_sweep_of_training_runs(words: list[str], capsys: py
 
 
 def test_ours_is_chosen_where_another_plugin_has_the_same_name() -> None:
-    store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="optuna", node={"_target_": "another.Sweeper"}, provider="optuna_sweeper")
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(compose.config_folder()), version_base="1.3"):
-            cfg = hydra_compose("train", overrides=["hydra/sweeper=optuna"], return_hydra_config=True)
-    finally:
-        del store.repo["hydra"]["sweeper"]["optuna.yaml"]
-        GlobalHydra.instance().clear()
-    assert cfg.hydra.sweeper._target_ == SWEEPER
+    theirs = {"_target_": "another.Sweeper", "defaults": [{"sampler": "tpe"}]}
+    ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=theirs, provider="optuna_sweeper")
     register_sweeper()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(compose.config_folder()), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=["hydra/sweeper=optuna"], return_hydra_config=True)
+    GlobalHydra.instance().clear()
+    assert cfg.hydra.sweeper._target_ == SWEEPER
     assert Plugins.instance().class_name_to_class[SWEEPER] is StudySweeper
 
 
