@@ -696,7 +696,8 @@ class StudySweeper(Sweeper):
                     if self.settle(study, task, value_of):
                         continue
                     error = failure(result)
-                    if error is None and study.lost(task.number) < ATTEMPTS:
+                    begun = result is not None or (task.path / "meta.json").exists()
+                    if error is None and (not begun or study.lost(task.number) < ATTEMPTS):
                         left.append(task)
                         continue
                     study.tell(task.number, None, error or f"its worker was lost {ATTEMPTS} times")
@@ -713,7 +714,11 @@ class StudySweeper(Sweeper):
         self.conclude(study)
 
     def launch(self, study: Study, tasks: Sequence[Task], value_of: Any) -> Sequence[JobReturn | None]:
-        """Run trials by Hydra's launcher, each in its directory; None for what a lost worker left."""
+        """Run trials by Hydra's launcher, each in its directory; None for each if a worker was lost.
+
+        Raises:
+            ConfigError: the launcher failed before any run began.
+        """
         words = [[*task.overrides, f"hydra.sweep.subdir={task.path.name}"] for task in tasks]
         try:
             return self.launcher.launch(words, initial_job_idx=tasks[0].number)
@@ -723,9 +728,11 @@ class StudySweeper(Sweeper):
             line = f"stopped; the study goes on by the same command, with run_dir={study.folder}"
             self.console.print(line, markup=False)
             raise
-        except Exception as error:  # of the launcher, not of a run: whether a run is lost, its directory says
-            self.console.print(f"the launcher failed: {type(error).__name__}: {error}", style="yellow", markup=False)
-            time.sleep(1.0)
+        except Exception as error:  # of the launcher: one of a run is in its result
+            said = f"the launcher failed: {type(error).__name__}: {error}"
+            if not any((task.path / "meta.json").exists() for task in tasks):
+                raise ConfigError(f"{said}. No trial is lost; the study goes on when that is mended") from error
+            self.console.print(said, style="yellow", markup=False)
             return [None] * len(tasks)
 
     def settle(self, study: Study, task: Task, value_of: Any) -> bool:

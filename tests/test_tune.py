@@ -37,6 +37,7 @@ TINY = [
     "learner.hidden=[16]", "dynamics.hidden=[16]", "dynamics.max_epochs=1", "rollout.lanes=20", "progress=false",
     "eval.background=false", "dynamics.elites=2",
 ]  # fmt: skip
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SPACE = ["dynamics.members=range(2,4)", "rollout.length=range(1,4)", "penalty=max_aleatoric,ensemble_std"]
 
 
@@ -367,6 +368,41 @@ def test_a_trial_that_fails_is_noted_and_the_study_goes_on(
     assert main(hopeless) == 1
     assert "5 trials have failed and none has finished" in " ".join(capsys.readouterr().err.split())
     assert len(table(tmp_path / "hopeless")) == 5
+
+
+def test_a_launcher_that_fails_loses_no_trial(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study"
+    short = [*words, "hydra.sweeper.trials=2", f"run_dir={path}"]
+    launcher: Any = Plugins.instance().class_name_to_class[BASIC]
+    launch = launcher.launch
+
+    def unreachable(self: Any, job_overrides: Any, initial_job_idx: int) -> Any:
+        raise RuntimeError("no cluster")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "launch", unreachable)
+        assert main(short) == 1
+    assert "the launcher failed: RuntimeError: no cluster. No trial is lost" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    calls = []
+
+    def loses_its_first_worker(self: Any, job_overrides: Any, initial_job_idx: int) -> Any:
+        calls.append(initial_job_idx)
+        done = launch(self, job_overrides, initial_job_idx)
+        if len(calls) == 1:
+            meta = read(path / "trial_0000" / "meta.json")
+            (path / "trial_0000" / "meta.json").write_text(json.dumps({**meta, "status": "running"}))
+            raise RuntimeError("a worker died")
+        return done
+
+    monkeypatch.setattr(launcher, "launch", loses_its_first_worker)
+    assert main(short) == 0
+    assert calls == [0, 0, 1]
+    assert [(row["state"], row["taken_over"]) for row in table(path)] == [("finished", "1"), ("finished", "0")]
+    assert read(path / "trial_0000" / "meta.json")["resumed"] == 1
 
 
 def test_without_a_simulator_a_judge_decides(words: list[str], tmp_path: Path, capsys: Any) -> None:
