@@ -32,9 +32,10 @@ from mbrl.data.tasks import TaskError
 from mbrl.data.validate import DatasetError
 from mbrl.evaluate import EvaluationError
 from mbrl.run import CHANGEABLE, INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
-from mbrl.rundir import STOP_FILE, RunDirectory, read_json
-from mbrl.sweep import BASIC, Job, SweepError, register_sweepers
+from mbrl.rundir import RunDirectory, asked_to_stop, read_json
+from mbrl.sweep import BASIC, Grid, Job, SweepError, register_sweeper
 from mbrl.train import TrainingDiverged
+from mbrl.tune import StudySweeper
 
 USER_ERRORS = (
     ConfigError,
@@ -98,7 +99,8 @@ What most people set:
 
 `mbrl train --cfg job` prints every key with its value; a misspelt key is answered with the nearest one.
 `-m` sweeps over comma-separated values, a folder per run under run_dir=; given again, it goes on where it stopped.
-hydra/launcher=joblib, ray, ray_cluster, submitit_slurm sends the runs elsewhere (docs/sweeps.md).
+`-m hydra/sweeper=optuna` searches for good ones (docs/tuning.md). hydra/launcher=joblib, ray, ray_cluster or
+submitit_slurm sends the runs elsewhere (docs/sweeps.md).
 `--config-dir DIR` adds a folder of your own YAML options.
 Ctrl-C (or SIGTERM) saves and ends; resume= goes on from there with the same result.
 """
@@ -218,8 +220,11 @@ def hydra_verb(
         go_on: called instead where the folder of a sweep's job holds a run already, with the words that it was given.
     """
     compose.check_overrides(words, config_name)
-    register_sweepers()
+    register_sweeper(Grid)
+    register_sweeper(StudySweeper)
     overrides, flags = compose.split_words(words)
+    if "hydra/sweeper=optuna" in overrides and not (job is start_run and {"-m", "--multirun"} & set(flags)):
+        raise ConfigError("hydra/sweeper=optuna is for many training runs: mbrl train -m ... (docs/tuning.md)")
     if config_name == "train" and flags == ["--cfg", "job"]:
         print_config(overrides)
         return 0
@@ -278,7 +283,7 @@ def sweep_job(
     if Path.cwd() != Path(hydra_cfg.runtime.cwd) and Path(hydra_cfg.runtime.cwd).is_dir():
         os.chdir(hydra_cfg.runtime.cwd)  # a worker of Ray starts elsewhere, and a path may be relative
     alone = hydra_cfg.launcher._target_ == BASIC
-    if (path.parent / STOP_FILE).exists():
+    if asked_to_stop():
         forget(path)
         return INTERRUPTED
     try:

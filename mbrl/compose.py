@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -118,7 +118,8 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
                 raise ConfigError(
                     f"{group}={option}: no such option{hint(option, options)} ({group} has {', '.join(options)})"
                 )
-        chosen.append(f"{group}={_first(override)}")
+        if override.value_type is not ValueType.GLOB_CHOICE_SWEEP:  # of the options that there are
+            chosen.append(f"{group}={_first(override)}")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         known = list(flat_keys(compose(config_name, overrides=chosen)))
@@ -134,6 +135,10 @@ def check_overrides(words: Sequence[str], config_name: str) -> None:
 
 def _options(override: Override) -> list[str]:
     """All options that a group override names, sweeps and lists included."""
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    if override.is_interval_sweep():
+        raise ConfigError(f"{override.input_line}: options of a group are chosen by name, not from an interval")
     if override.is_sweep_override():
         values: list[Any] = list(override.sweep_iterator())  # e.g. mopo,mobile or [],[morec]
     else:

@@ -23,6 +23,7 @@ from mbrl.checkpoint import CheckpointError, atomic_write, load_latest, save_che
 from mbrl.compose import ConfigError, Problem
 from mbrl.data.collect import Player
 from mbrl.data.ring import ReplayTable
+from mbrl.data.sources import Dataset
 from mbrl.data.tasks import Task
 from mbrl.dynamics import quality
 from mbrl.dynamics.ensemble import FitReport, FitStopped, GaussianEnsemble
@@ -40,7 +41,7 @@ from mbrl.rollout.estimate import model_estimate
 from mbrl.rollout.filters import Penalise, Truncate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
-from mbrl.rundir import FINAL_EVALUATIONS, STOP_FILE, RunDirectory, StopRequest, lock, read_json, to_json, write_json
+from mbrl.rundir import FINAL_EVALUATIONS, RunDirectory, StopRequest, lock, read_json, to_json, write_json
 from mbrl.score import CODE as SCORE_CODE
 from mbrl.score.baselines import ClosestToMean
 from mbrl.score.fitting import ScoreReport
@@ -240,7 +241,7 @@ def describe(cfg: DictConfig, problem: Problem) -> dict[str, Any]:
 @contextlib.contextmanager
 def endings(run: RunDirectory, logger: RunLogger) -> Iterator[StopRequest]:
     """Ctrl-C, SIGTERM and the end of a sweep become a request to stop; a failure is noted in `meta.json`."""
-    with StopRequest(run.path.parent / STOP_FILE) as stop:
+    with StopRequest() as stop:
         try:
             yield stop
         except BaseException as error:
@@ -332,6 +333,29 @@ def value_bound(learner: SAC, problem: Problem) -> ValueBound:
         temperature=float(learner.log_temperature.exp().max()),
         target_rate=learner.target_rate,
     )
+
+
+def episodes(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of every episode in the dataset: its length, its first row, and whether it ended in a terminal."""
+    end = dataset.episode_end.clone()
+    end[-1] = True
+    last = torch.nonzero(end).flatten()
+    first = torch.cat([torch.tensor([0]), last[:-1] + 1])
+    return last - first + 1, first, dataset.transitions.terminal[last]
+
+
+def start_observations(dataset: Dataset) -> torch.Tensor:
+    """Up to 256 observations (N, O) in which episodes of the dataset begin."""
+    _, first, _ = episodes(dataset)
+    pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
+    return dataset.transitions.obs[first[pick]]
+
+
+def estimate_horizon(dataset: Dataset, longest: int) -> int:
+    """Steps of a model-side estimate: no more than `longest`, or than most of the dataset's episodes may make."""
+    lengths, _, terminal = episodes(dataset)
+    allowed = lengths[~terminal]
+    return min(longest, int(allowed.median())) if len(allowed) else longest
 
 
 class Run:
@@ -813,15 +837,12 @@ class Run:
             )
 
     def model_horizon(self) -> int:
-        """Steps of the model-side estimate: no more than most of the dataset's episodes were allowed to make."""
-        lengths, _, terminal = self.episodes()
-        allowed = lengths[~terminal]
-        longest: int = self.cfg.eval.model_horizon
-        return min(longest, int(allowed.median())) if len(allowed) else longest
+        """Steps of the model-side estimate."""
+        return estimate_horizon(self.problem.dataset, self.cfg.eval.model_horizon)
 
     def behaviour_over(self, horizon: int) -> float:
         """Mean return of the dataset's episodes in their first `horizon` steps, but of those cut off before."""
-        lengths, first, terminal = self.episodes()
+        lengths, first, terminal = episodes(self.problem.dataset)
         cumulative = torch.cat(
             [torch.zeros(1, dtype=torch.double), self.problem.dataset.transitions.reward.double().cumsum(0)]
         )
@@ -829,19 +850,9 @@ class Run:
         returns = cumulative[first + lengths.clamp(max=horizon)] - cumulative[first]
         return float(returns[whole].mean())
 
-    def episodes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every episode in the dataset: its length, its first row, and whether it ended in a terminal."""
-        end = self.problem.dataset.episode_end.clone()
-        end[-1] = True
-        last = torch.nonzero(end).flatten()
-        first = torch.cat([torch.tensor([0]), last[:-1] + 1])
-        return last - first + 1, first, self.problem.dataset.transitions.terminal[last]
-
     def starts(self) -> torch.Tensor:
-        """Up to 256 observations in which episodes of the dataset begin."""
-        _, first, _ = self.episodes()
-        pick = torch.linspace(0, len(first) - 1, min(len(first), 256)).long()
-        return self.problem.dataset.transitions.obs[first[pick]].to(self.device)
+        """Observations in which episodes of the dataset begin."""
+        return start_observations(self.problem.dataset).to(self.device)
 
     def save_policy(self, training: Training) -> None:
         """`policy.pt`: what `mbrl eval` needs."""

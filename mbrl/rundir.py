@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import signal
 import subprocess
@@ -350,15 +351,21 @@ def lock(folder: Path) -> BinaryIO:
     return file
 
 
-STOP_FILE = ".stop"
-"""Made in a sweep's folder, it asks the runs below to stop, on whatever machine they are."""
+STOP_FILE = "MBRL_STOP_FILE"
+"""Environment variable with a file's path: when somebody makes the file, a sweep's runs stop, wherever they are."""
 
 LOOK_SECONDS = 1.0
 """How often `StopRequest` looks for it."""
 
 
+def asked_to_stop() -> bool:
+    """Whether the sweep that this run belongs to, if there is one, has been told to end."""
+    file = os.environ.get(STOP_FILE)
+    return file is not None and Path(file).exists()
+
+
 class StopRequest:
-    """Turns SIGINT, SIGTERM and a new stop file into a flag that a loop reads between updates.
+    """Turns SIGINT, SIGTERM and a sweep's stop file into a flag that a loop reads between updates.
 
     ```python
     with StopRequest() as stop:
@@ -367,30 +374,20 @@ class StopRequest:
     Ctrl-C once a stop has been requested raises KeyboardInterrupt at once. The handlers of before come back on exit.
     Outside the main thread Python allows no handlers, and only the file is heard.
 
-    Args:
-        file: whose making asks to stop; one that is there already is an old one.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self) -> None:
         self._requested = False
         self._previous: dict[int, Any] = {}
-        self._file = file
-        self._before = self._made()
         self._looked = time.monotonic()
 
     @property
     def requested(self) -> bool:
         """Whether somebody has asked to stop."""
-        if self._file is not None and not self._requested and time.monotonic() - self._looked >= LOOK_SECONDS:
+        if not self._requested and time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._requested = self._made() not in (None, self._before)
+            self._requested = asked_to_stop()
         return self._requested
-
-    def _made(self) -> int | None:
-        try:
-            return None if self._file is None else self._file.stat().st_mtime_ns
-        except OSError:
-            return None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -7,6 +7,7 @@ whatever process, machine or day they were made by.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import select
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -55,13 +57,16 @@ class SweepError(RuntimeError):
     """Some runs of a sweep have failed; the message says which, why, and how to go on."""
 
 
-def register_sweepers() -> None:
-    """Let Hydra find the sweepers of `configs/hydra/sweeper`.
+def register_sweeper(sweeper: type[Sweeper]) -> None:
+    """Let Hydra find a sweeper of `configs/hydra/sweeper` by the name `hydra_plugins.mbrl.CLASS`.
 
-    It takes plugins from a top-level package `hydra_plugins` only. The name alone is asked for, and one that this
-    package registers keeps it from shipping a second top-level package.
+    Hydra takes plugins from a top-level package `hydra_plugins` only. It asks for no more than the name, so that this
+    package need not ship a second top-level package. Where another plugin has given its own options the same name, for
+    example hydra-optuna-sweeper, its schema is dropped: Hydra would hold our file to it.
     """
-    Plugins.instance().class_name_to_class["hydra_plugins.mbrl.Grid"] = Grid
+    Plugins.instance().class_name_to_class[f"hydra_plugins.mbrl.{sweeper.__name__}"] = sweeper
+    for name in ("grid", "optuna"):
+        ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop(f"{name}.yaml", None)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Job:
 
 def settled(words: Sequence[str]) -> set[str]:
     """The overrides on which a run's result depends."""
-    return {word for word in words if not word.startswith((*CHANGEABLE, "hydra", "run_dir="))}
+    return {word for word in words if not word.lstrip("+").startswith((*CHANGEABLE, "hydra", "run_dir="))}
 
 
 def keys(words: Sequence[str]) -> set[str]:
@@ -211,9 +216,6 @@ class Grid(Sweeper):
                 for job, result in zip(batch, self.launch(batch, begin), strict=True):
                     if result.status is not JobStatus.COMPLETED:
                         failures[job.name] = str(result._return_value)
-                    stopped = stopped or result._return_value == INTERRUPTED
-                if stopped:
-                    break
         except KeyboardInterrupt:
             stopped = True
         self.show(jobs, failures)
@@ -230,37 +232,12 @@ class Grid(Sweeper):
         return jobs
 
     def launch(self, batch: Sequence[Job], first: int) -> Sequence[JobReturn]:
-        """Hand some runs to the launcher, and watch their folders while they are elsewhere."""
-        assert self.config is not None
-        words = [[*job.words, f"hydra.sweep.subdir='{job.name}'"] for job in batch]
-        if self.config.hydra.launcher._target_ == BASIC:
-            self.validate_batch_is_legal(words)
-            return self.launcher.launch(words, initial_job_idx=first)
-        # Several runs at once would draw their bars over each other; this one shows them all.
-        words = [
-            [*given, *([] if any(w.startswith("progress=") for w in given) else ["progress=false"])] for given in words
-        ]
-        self.validate_batch_is_legal(words)
-        with Watch(batch, self.console) as watch:
-            for attempt in range(ATTEMPTS):
-                try:
-                    return self.launcher.launch(words, initial_job_idx=first)
-                except Exception as error:  # a lost worker, as the launcher says it; which run it had, the folders say
-                    results = [self.lost(job, error, watch.asked) for job in batch]
-                    begun = any((job.path / "meta.json").exists() for job in batch)
-                    if not begun or attempt + 1 == ATTEMPTS or watch.asked:
-                        return results
-                    # Those that are finished return at once, those that are still running are waited for.
-                    self.console.print(f"a worker was lost; its runs go on in others ({reason(error)})", markup=False)
-        raise AssertionError("unreachable")
-
-    def lost(self, job: Job, error: Exception, asked: bool) -> JobReturn:
-        """What is known of a run after its launcher has given up."""
-        if job.state() == "finished":
-            return JobReturn(status=JobStatus.COMPLETED, _return_value=0)
-        if asked:
-            return JobReturn(status=JobStatus.COMPLETED, _return_value=INTERRUPTED)
-        return JobReturn(status=JobStatus.FAILED, _return_value=reason(error))
+        """Hand some runs to the launcher; a launcher that does not work is a failure of each."""
+        self.validate_batch_is_legal([job.words for job in batch])
+        try:
+            return hand_over(self.launcher, batch, first, self.console)
+        except Exception as error:
+            return [JobReturn(status=JobStatus.FAILED, _return_value=reason(error)) for _ in batch]
 
     def announce(self, folder: Path, states: Sequence[State]) -> None:
         """What there is to do."""
@@ -284,6 +261,52 @@ class Grid(Sweeper):
                 status = "cut off"
             table.add_row(job.name, status, *numbers)
         self.console.print(table)
+
+
+def hand_over(launcher: Launcher, jobs: Sequence[Job], first: int, console: Console) -> Sequence[JobReturn]:
+    """Have a launcher make some runs, each in its folder; runs that are lost with a worker go on in another.
+
+    Args:
+        launcher: of Hydra.
+        jobs: what to make.
+        first: number of the first one in its sweep.
+        console: says how far runs in other processes are.
+
+    Raises:
+        KeyboardInterrupt: the runs were asked to stop, and have saved.
+        Exception: whatever the launcher raises before any run has begun.
+    """
+    words = [[*job.words, f"hydra.sweep.subdir='{job.name}'"] for job in jobs]
+    watch: Watch | None = None
+    if not isinstance(launcher, Plugins.instance().class_name_to_class[BASIC]):
+        watch = Watch(jobs, console)
+        for given in words:
+            given.append(f"+hydra.job.env_set.{STOP_FILE}='{watch.file}'")
+            if "progress" not in keys(given):  # several runs at once would draw their bars over each other
+                given.append("progress=false")
+    with watch or contextlib.nullcontext():
+        for attempt in range(ATTEMPTS):
+            try:
+                results = launcher.launch(words, initial_job_idx=first)
+                break
+            except Exception as error:  # a lost worker, as the launcher says it; which run it had, the folders say
+                if not any((job.path / "meta.json").exists() for job in jobs):
+                    raise
+                results = [lost(job, error) for job in jobs]
+                if attempt + 1 == ATTEMPTS or (watch is not None and watch.asked):
+                    break
+                # Those that are finished return at once, those that are still running are waited for.
+                console.print(f"a worker was lost; its runs go on in others ({reason(error)})", markup=False)
+    if (watch is not None and watch.asked) or any(result._return_value == INTERRUPTED for result in results):
+        raise KeyboardInterrupt
+    return results
+
+
+def lost(job: Job, error: Exception) -> JobReturn:
+    """What is known of a run after its launcher has given up."""
+    if job.state() == "finished":
+        return JobReturn(status=JobStatus.COMPLETED, _return_value=0)
+    return JobReturn(status=JobStatus.FAILED, _return_value=reason(error))
 
 
 def reason(error: Exception) -> str:
@@ -325,7 +348,7 @@ class Watch:
 
     def __init__(self, jobs: Sequence[Job], console: Console, interval: float = 2.0) -> None:
         self.jobs, self.console, self.interval = jobs, console, interval
-        self.file = jobs[0].path.parent / STOP_FILE
+        self.file = (jobs[0].path.parent / f".stop-{socket.gethostname()}-{os.getpid()}").resolve()
         self.asked = False
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)

@@ -118,7 +118,9 @@ def test_every_algorithm_with_every_filter(algo: str, chosen: str) -> None:
 def test_every_target_of_every_file_resolves(path: Path) -> None:
     node = OmegaConf.to_container(OmegaConf.load(path))
     for target in targets(node):
-        if target == "hydra.utils.get_method":
+        if target == "hydra.utils.get_method" or target.startswith(
+            "hydra_plugins.mbrl."
+        ):  # a sweeper's registered name
             continue
         assert callable(get_class(target))
 
@@ -731,3 +733,21 @@ def test_devices() -> None:
 def test_cuda_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device; use device=cpu"):
         compose.choose_device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "rollout.length=range(1,30)", "rollout.penalise.coefficient=tag(log,interval(0.1,100))", "penalty=glob(*)",
+        "penalty=choice(max_aleatoric,ensemble_std)", "dynamics.members=int(interval(5,15))", "hydra/sweeper=optuna",
+        "hydra.sweeper.trials=3",
+    ],
+)  # fmt: skip
+def test_words_of_a_search_are_right_words(word: str) -> None:
+    compose.check_overrides(["-m", word], "train")
+
+
+@pytest.mark.parametrize("word", ["rollout.lenght=range(1,30)", "penalty=choice(max_aleatorik,ensemble_std)"])
+def test_a_misspelt_word_of_a_search_is_one(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean rollout.length|did you mean max_aleatoric"):
+        compose.check_overrides(["-m", word], "train")

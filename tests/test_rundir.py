@@ -208,12 +208,14 @@ def test_stop_request_in_another_thread_does_nothing() -> None:
     assert seen == [False, True]
 
 
-def test_a_new_stop_file_is_a_request_and_an_old_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mbrl.rundir.LOOK_SECONDS", 0.0)
     file = tmp_path / ".stop"
-    file.touch()
-    os.utime(file, (1, 1))
-    with StopRequest(file) as stop:
+    with StopRequest() as stop:
+        file.touch()
+        assert not stop.requested  # nobody has named it
+        file.unlink()
+        monkeypatch.setenv("MBRL_STOP_FILE", str(file))
         assert not stop.requested
         file.touch()
         assert stop.requested

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from probes import Counter, random_data
@@ -8,11 +10,12 @@ from torch import Tensor
 from mbrl.dynamics.ensemble import GaussianEnsemble
 from mbrl.learn.sac import SAC
 from mbrl.rollout.actions import PolicyActions
-from mbrl.rollout.estimate import model_estimate
+from mbrl.rollout.estimate import PessimisticReturn, model_estimate, pessimistic_return
 from mbrl.rollout.filters import Clip, FilterChain, Penalise, Terminate
 from mbrl.rollout.imagine import Imagination
 from mbrl.rollout.select import RandomElite
 from mbrl.rollout.uncertainty import max_aleatoric
+from mbrl.types import Prediction
 
 
 def always_one(seeds: tuple[int, ...]) -> SAC:
@@ -83,3 +86,46 @@ def test_with_real_parts() -> None:
     assert found["length"].tolist() == [10.0, 10.0]
     assert all(torch.isfinite(value).all() for value in found.values())
     assert all(torch.equal(p, q) for p, q in zip(before, learner.actor + learner.critics, strict=True))
+
+
+def worlds(noise: float = 0.0) -> Callable[[Tensor, Tensor], Prediction]:
+    """Two members at lanes of their own: the next state is obs + action, plus 1 in the second; reward = observation."""
+
+    def predict(obs: Tensor, action: Tensor) -> Prediction:
+        shift = torch.tensor([0.0, 1.0]).view(2, 1, 1)
+        mean = torch.cat([obs + action + shift, obs], -1)
+        return Prediction(mean, torch.full_like(mean, noise))
+
+    return predict
+
+
+def judged(
+    policies: tuple[float, ...], chain: FilterChain, *, noise: float = 0.0, pessimism: float = 1.0
+) -> PessimisticReturn:
+    """Policies that always do the same thing, from observations 0 and 2, over four steps."""
+    return pessimistic_return(
+        lambda obs: torch.tensor(policies).view(-1, 1, 1).expand(*obs.shape[:-1], 1),
+        worlds(noise), chain, torch.tensor([[0.0], [2.0]]), 4,
+        seeds=len(policies), members=2, pessimism=pessimism, source=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def test_a_bound_over_worlds_by_hand() -> None:
+    # Action 1, first member: 0+1+2+3 and 2+3+4+5, mean 10; second, steps of 2: 0+2+4+6 and 2+4+6+8, mean 16.
+    # Action 0: 0 and 8, mean 4; second, steps of 1: 10.
+    found = judged((1.0, 0.0), FilterChain())
+    assert found.by_member.tolist() == [[10.0, 16.0], [4.0, 10.0]]
+    assert found.bound.tolist() == [13.0 - 3.0, 7.0 - 3.0]
+    assert judged((1.0,), FilterChain(), pessimism=2.0).bound.tolist() == [13.0 - 6.0]
+
+
+def test_worlds_end_by_the_task_s_own_rule() -> None:
+    # Above 2.5 is the end. First member: 0+1+2, and 2 at once; second: 0+2, and 2 at once.
+    assert judged((1.0,), FilterChain(terminate=above(2.5))).by_member.tolist() == [[2.5, 2.0]]
+
+
+def test_policies_meet_the_same_noise() -> None:
+    same = judged((1.0, 1.0), FilterChain(), noise=0.5)
+    assert torch.equal(same.by_member[0], same.by_member[1])
+    assert torch.equal(judged((0.0, 1.0), FilterChain(), noise=0.5).by_member[1], same.by_member[1])
+    assert not torch.equal(same.by_member, judged((1.0, 1.0), FilterChain()).by_member)
