@@ -351,6 +351,17 @@ def lock(folder: Path) -> BinaryIO:
     return file
 
 
+def held(folder: Path) -> bool:
+    """Whether a living process holds a folder by `lock`."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        lock(folder).close()
+    except BlockingIOError:
+        return True
+    return False
+
+
 STOP_FILE = "MBRL_STOP_FILE"
 """Environment variable with a file's path: when somebody makes the file, a sweep's runs stop, wherever they are."""
 

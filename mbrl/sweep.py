@@ -33,10 +33,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from mbrl.compose import ConfigError
+from mbrl.compose import ConfigError, config_folder
 from mbrl.log import last_update, progress_bar
 from mbrl.run import CHANGEABLE, INTERRUPTED
-from mbrl.rundir import STOP_FILE, lock, read_json
+from mbrl.rundir import STOP_FILE, held, read_json
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """The launcher that runs one job after the other in this process."""
@@ -61,12 +61,12 @@ def register_sweeper(sweeper: type[Sweeper]) -> None:
     """Let Hydra find a sweeper of `configs/hydra/sweeper` by the name `hydra_plugins.mbrl.CLASS`.
 
     Hydra takes plugins from a top-level package `hydra_plugins` only. It asks for no more than the name, so that this
-    package need not ship a second top-level package. Where another plugin has given its own options the same name, for
-    example hydra-optuna-sweeper, its schema is dropped: Hydra would hold our file to it.
+    package need not ship a second top-level package.
     """
     Plugins.instance().class_name_to_class[f"hydra_plugins.mbrl.{sweeper.__name__}"] = sweeper
-    for name in ("grid", "optuna"):
-        ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop(f"{name}.yaml", None)
+    # A plugin that has an option of the same name, like hydra-optuna-sweeper, would have our file held to its schema.
+    for file in (config_folder() / "hydra").rglob("*.yaml"):
+        ConfigStore.instance().repo.get("hydra", {}).get(file.parent.name, {}).pop(file.name, None)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ class Job:
         if not (self.path / "meta.json").exists():
             return "new"
         self.check_words()
-        try:
-            lock(self.path).close()
-        except BlockingIOError:
+        if held(self.path):
             return "elsewhere"
         meta = read_json(self.path / "meta.json")
         return "finished" if meta.get("status") == "finished" and self.has_all_updates() else "unfinished"
@@ -257,7 +255,7 @@ class Grid(Sweeper):
             table.add_column(heading, justify="left" if heading in ("run", "status") else "right", overflow="fold")
         for job in jobs:
             status, *numbers = outcome(job.path, failures.get(job.name))
-            if status == "running" and job.state() != "elsewhere":
+            if status == "running" and not held(job.path):
                 status = "cut off"
             table.add_row(job.name, status, *numbers)
         self.console.print(table)

@@ -46,7 +46,7 @@ from mbrl.nets import generator
 from mbrl.rollout.estimate import PessimisticReturn, pessimistic_return
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.run import estimate_horizon, prepare, saved_policy, show_fit, start_observations
-from mbrl.rundir import StopRequest, lock, read_json, write_json
+from mbrl.rundir import StopRequest, held, lock, read_json, write_json
 from mbrl.sweep import Job, hand_over
 
 if TYPE_CHECKING:
@@ -337,17 +337,6 @@ def exclusive(folder: Path) -> Iterator[None]:
         break
     with file:
         yield
-
-
-def held(folder: Path) -> bool:
-    """Whether a living process holds a folder's lock."""
-    if not (folder / ".lock").exists():
-        return False
-    try:
-        lock(folder).close()
-    except BlockingIOError:
-        return True
-    return False
 
 
 @dataclass(frozen=True)
