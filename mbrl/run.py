@@ -59,6 +59,9 @@ CHANGEABLE = (
 """Keys, or their beginnings, that a resumed run may be given anew."""
 
 
+WAITING = "another process is fitting the same already; its result is waited for"
+
+
 def saved_config(path: Path, words: Sequence[str] = ()) -> DictConfig:
     """The configuration that a run began with, changed by `words`.
 
@@ -566,6 +569,7 @@ class Run:
                     scratch=self.run.path / "dynamics",
                     save_seconds=self.schedule.checkpoint_seconds,
                     on_progress=lambda report: show_fit(bar, report),
+                    on_wait=lambda: self.say(WAITING),
                     should_stop=lambda: stop.requested,
                 )
             except FitInterrupted:
@@ -650,6 +654,7 @@ class Run:
                         scratch=self.run.path / "score",
                         save_seconds=self.schedule.checkpoint_seconds,
                         on_progress=lambda report: show_score_fit(bar, report),
+                        on_wait=lambda: self.say(WAITING),
                         should_stop=lambda: stop.requested,
                     )
                 except FitInterrupted:

@@ -8,12 +8,13 @@ leaves its state in the run's own folder and goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -24,7 +25,11 @@ from mbrl import capture, nets, optim, spectral
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitStopped
+from mbrl.rundir import lock
 from mbrl.types import Fittable, StateDict
+
+WAIT_SECONDS = 0.5
+"""Between looks at a fit of another process."""
 
 CODE: tuple[ModuleType, ...] = (ensemble, nets, spectral, optim, capture)
 
@@ -61,6 +66,7 @@ def fit_or_load(
     scratch: Path,
     save_seconds: float = 30.0,
     on_progress: Callable[[Any], None] | None = None,
+    on_wait: Callable[[], None] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> str:
     """Make `part` a fitted one: from this run's own folder, else from the store, else by fitting.
@@ -74,8 +80,9 @@ def fit_or_load(
             a resumed run never depends on what other runs have put into the store since.
         save_seconds: how often the state of an unfinished fit is written.
         on_progress: called with every report of the fit.
-        should_stop: asked between the reports; when true, the state of the last one is written and `FitInterrupted`
-            raised.
+        on_wait: called once if another process is fitting the same: its result is waited for.
+        should_stop: asked between the reports and while waiting; when true, the state of the last report is written and
+            `FitInterrupted` raised.
 
     Returns:
         "run", "store" or "fitted".
@@ -87,14 +94,66 @@ def fit_or_load(
     begun = _load(scratch / "unfinished")
     if begun is not None and begun.get("key") != key:
         begun = None  # a fit of other settings or code is no beginning of this one
-    if begun is None:
-        states = [_load(root / key / f"seed_{seed}") for seed in part.seeds]
-        found = [state for state in states if state is not None]
-        if len(found) == len(states):
-            part.load_state_dict({name: torch.cat([state[name] for state in found]) for name in found[0]})
-            save_checkpoint(scratch / "model", 0, part.state_dict(), keep=1)
-            return "store"
+    with contextlib.ExitStack() as locks:
+        if begun is None:
+            if _take_from_store(part, key, root, scratch):
+                return "store"
+            # A sweep starts many runs at the same time that need the same model.
+            _wait_for_turn(locks, [root / key / f"seed_{seed}" for seed in sorted(part.seeds)], on_wait, should_stop)
+            if _take_from_store(part, key, root, scratch):
+                return "store"
+        return _fit(part, *inputs, key=key, root=root, scratch=scratch, save_seconds=save_seconds,
+                    on_progress=on_progress, should_stop=should_stop, begun=begun)  # fmt: skip
 
+
+def _take_from_store(part: Fittable, key: str, root: Path, scratch: Path) -> bool:
+    """Load what all seeds have in the store, and keep it with the run; False if any is missing."""
+    states = [_load(root / key / f"seed_{seed}") for seed in part.seeds]
+    found = [state for state in states if state is not None]
+    if len(found) < len(states):
+        return False
+    part.load_state_dict({name: torch.cat([state[name] for state in found]) for name in found[0]})
+    save_checkpoint(scratch / "model", 0, part.state_dict(), keep=1)
+    return True
+
+
+def _wait_for_turn(
+    locks: contextlib.ExitStack, folders: Sequence[Path], on_wait: Callable[[], None], should_stop: Callable[[], bool]
+) -> None:
+    """Hold all folders, taken in their order so that no two processes wait for each other.
+
+    Raises:
+        FitInterrupted: asked to stop while waiting.
+    """
+    waiting = False
+    for folder in folders:
+        while True:
+            try:
+                locks.enter_context(lock(folder))
+                break
+            except BlockingIOError:
+                if not waiting:
+                    on_wait()
+                    waiting = True
+                if should_stop():
+                    raise FitInterrupted("asked to stop while another process was fitting the same model") from None
+                time.sleep(WAIT_SECONDS)
+            except OSError:  # a file system without locks: then it is fitted more than once, to the same numbers
+                break
+
+
+def _fit(
+    part: Fittable,
+    *inputs: Any,
+    key: str,
+    root: Path,
+    scratch: Path,
+    save_seconds: float,
+    on_progress: Callable[[Any], None] | None,
+    should_stop: Callable[[], bool],
+    begun: StateDict | None,
+) -> str:
+    """Fit from the beginning, or from what this run has begun, and keep the result here and in the store."""
     last_save = time.monotonic()
     last: tuple[int, StateDict] | None = None  # a stop comes between reports, and the state is changed in place
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -10,10 +12,11 @@ import pytest
 import torch
 from probes import random_data
 
-from mbrl.checkpoint import load_latest
+from mbrl.checkpoint import load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitReport, GaussianEnsemble
 from mbrl.dynamics.store import CODE, FitInterrupted, fit_or_load, store_key
+from mbrl.rundir import lock
 
 DATA = random_data(200)
 
@@ -212,3 +215,32 @@ def test_a_fit_of_other_settings_is_no_beginning(key: str, epochs: list[int], tm
         on_progress=lambda report: seen.append(report.epoch),
     )  # fmt: skip
     assert seen == epochs
+
+
+def test_what_another_process_is_fitting_is_waited_for(tmp_path: Path) -> None:
+    root, order = tmp_path / "s", []
+    first, second = small(0, 1), small(1)
+    with lock(root / "k" / "seed_1"):  # as the first one has it while it fits
+        waiting = threading.Thread(
+            target=lambda: order.append(
+                fit_or_load(
+                    second, DATA, key="k", root=root, scratch=tmp_path / "run2", on_wait=lambda: order.append("waits")
+                )
+            )
+        )
+        waiting.start()
+        while order != ["waits"]:
+            time.sleep(0.01)
+        first.fit(DATA)
+        state = {name: tensor[1:] for name, tensor in first.state_dict().items()}
+        save_checkpoint(root / "k" / "seed_1", 0, state, keep=1)
+        order.append("stored")
+    waiting.join()
+    assert order == ["waits", "stored", "store"]
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name][1:])
+
+
+def test_a_stop_ends_the_waiting(tmp_path: Path) -> None:
+    with lock(tmp_path / "s" / "k" / "seed_0"), pytest.raises(FitInterrupted, match="another process"):
+        fit_or_load(small(0), DATA, key="k", root=tmp_path / "s", scratch=tmp_path / "run", should_stop=lambda: True)
