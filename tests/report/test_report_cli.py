@@ -110,6 +110,16 @@ def test_markdown_tables_are_whole(sweep: Path, tmp_path: Path) -> None:
     assert again.read_text() == text.replace(str(file), str(again))
 
 
+def test_a_note_stands_at_the_head(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, table = tmp_path / "r.html", tmp_path / "r.md"
+    words = ["--note", "a smoke: <numbers> mean nothing", "--html", str(page), "--markdown", str(table)]
+    assert main(["report", str(sweep), *words]) == 0
+    assert "note: a smoke: <numbers> mean nothing" in capsys.readouterr().out
+    content = page.read_text()
+    assert content.index("a smoke: &lt;numbers&gt; mean nothing") < content.index('<section id="leaderboard">')
+    assert table.read_text().index("a smoke:") < table.read_text().index("## ")
+
+
 def test_csv_is_enough_to_compute_the_tables_again(sweep: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.csv"
     assert main(["report", str(sweep), "--csv", str(file)]) == 0
