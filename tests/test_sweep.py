@@ -366,13 +366,12 @@ def test_the_words_of_a_wandb_agent_are_understood(
     first["filter"] = {"value": ["morec", "ravl"]}
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     command = utils.create_sweep_command(example["command"])
     given = utils.create_sweep_command_args({"args": first})["args_no_hyphens"]
     line = [word for part in command for word in (given if part == "${args_no_hyphens}" else [part])]
     assert line[:2] == ["mbrl", "train"]
     monkeypatch.chdir(tmp_path)
-    tiny = [*TINY, "updates=20", "score.steps=20", f"store={store}", "task=pendulum"]
+    tiny = [*TINY, "updates=20", "score.steps=20", f"store={store}", "task=pendulum", "wandb.mode=offline"]
     assert main(["train", *tiny, *(word for word in line[2:] if not word.startswith("task="))]) == 0
     run = tmp_path / "runs" / "abc123"
     config = OmegaConf.load(run / "config.yaml")
