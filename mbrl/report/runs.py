@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from mbrl.log import read_metrics
-from mbrl.rundir import FloatArray, RunDirectory, read_json
+from mbrl.rundir import FloatArray, RunDirectory, held, read_json
 
 NO_PART_OF_A_METHOD = frozenset(
     (
@@ -168,8 +168,10 @@ def _standing(run: RunDirectory, status: str, saved: Mapping[str, Any]) -> tuple
     planned = f" of {saved['updates']:,}" if isinstance(saved.get("updates"), int) else ""
     progress = f"evaluated up to update {done}{planned}" if run.updates else "not evaluated yet"
     resume = _resume(run.path, "train")
+    if status == "running" and held(run.path):
+        return f"at work; {progress}", ""
     if status == "running":
-        return f"at work, or killed without warning; {progress}", f"if no process works on it: {resume}"
+        return f"cut off, or at work on a machine whose locks are not seen here; {progress}", resume
     if status == "interrupted":
         return f"stopped and saved; {progress}", resume
     if status == "failed":

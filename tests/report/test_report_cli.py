@@ -157,7 +157,7 @@ def test_nothing_but_unfinished_runs_is_a_report_too(tmp_path: Path, capsys: pyt
     file = tmp_path / "report.md"
     assert main(["report", str(tmp_path), "--markdown", str(file)]) == 0
     assert "1 run, 0 in the tables" in capsys.readouterr().out
-    assert "at work, or killed without warning" in file.read_text()
+    assert "cut off, or at work on a machine" in file.read_text()
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from report_runs import make_run
 
 from mbrl.report.runs import Run, collect, methods_of, short_names
-from mbrl.rundir import RunDirectory
+from mbrl.rundir import RunDirectory, lock
 
 
 def one(path: Path) -> Run:
@@ -36,8 +36,8 @@ def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:
     [
         (
             "running",
-            "at work, or killed without warning; evaluated up to update 200 of 1,000",
-            "if no process works on it",
+            "cut off, or at work on a machine whose locks are not seen here; evaluated up to update 200 of 1,000",
+            "mbrl train resume=",
         ),
         ("interrupted", "stopped and saved", "mbrl train resume="),
         ("failed", "TrainingDiverged: too high; evaluated up to update 200 of 1,000", "mbrl train resume="),
@@ -52,6 +52,14 @@ def test_unfinished_runs_say_why_and_how_to_go_on(tmp_path: Path, status: str, r
     assert reason in run.not_counted
     assert way_on in run.way_on
     assert f"resume='{tmp_path / 'my run'}'" in run.way_on
+
+
+def test_a_run_that_a_process_works_on_is_left_alone(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", [1.0], status="running")
+    with lock(path):
+        run = one(path)
+    assert run.not_counted.startswith("at work; evaluated up to update")
+    assert run.way_on == ""
 
 
 def test_what_cannot_be_read_is_listed(tmp_path: Path) -> None:
