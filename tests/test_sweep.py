@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -221,6 +222,36 @@ def test_a_job_knows_its_state(tmp_path: Path) -> None:
     (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- algo=edac\n")
     with pytest.raises(ConfigError, match="then algo=edac, now nothing"):
         job.state()
+
+
+def test_the_report_of_a_sweep_is_what_a_hand_computes(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "report.md"
+    assert main(["report", str(undisturbed), "--markdown", str(table), "--html", str(tmp_path / "report.html")]) == 0
+    assert "8 runs, 8 in the tables: 2 tasks, 2 methods, 8 trained seeds" in capsys.readouterr().out
+    by_seed = {
+        name: [np.load(undisturbed / f"{name},seed={seed}" / "returns.npz")["returns"] for seed in (0, 1)]
+        for name in (f"algo={algo},task={task}" for algo in ("mopo", "sac_n") for task in ("pendulum", "refrigerator"))
+    }
+    assert {array.shape for arrays in by_seed.values() for array in arrays} == {(7, 1, 1)}  # every evaluation counts
+    means = {name: [float(array.mean()) for array in arrays] for name, arrays in by_seed.items()}
+    content = table.read_text()
+    for one, other in means.values():
+        mean, spread = (one + other) / 2, abs(one - other) / math.sqrt(2)  # of two, with n - 1
+        assert f"{number(mean)} ± {number(spread, like=mean)}" in content
+    wins = [
+        x > y
+        for task in ("pendulum", "refrigerator")
+        for x in means[f"algo=mopo,task={task}"]
+        for y in means[f"algo=sac_n,task={task}"]
+    ]
+    assert rf"| mopo | sac\_n | {sum(wins) / len(wins):.2f} " in content
+
+
+def number(value: float, like: float | None = None) -> str:
+    """As reports print returns: a decimal from a hundred on, two below."""
+    return f"{value:,.1f}" if abs(value if like is None else like) >= 100 else f"{value:,.2f}"
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
