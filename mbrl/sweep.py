@@ -110,7 +110,8 @@ class Job:
         path = self.path / ".hydra" / "overrides.yaml"
         if not path.exists():
             return
-        before, now = settled(list(OmegaConf.load(path))), settled(self.words)
+        said_before: Any = OmegaConf.to_container(OmegaConf.load(path))  # as it was written, interpolations and all
+        before, now = settled(said_before), settled(self.words)
         if before != now:
             was, said = (" ".join(sorted(words)) or "nothing" for words in (before - now, now - before))
             raise ConfigError(

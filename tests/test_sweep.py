@@ -217,7 +217,7 @@ def test_a_job_knows_its_state(tmp_path: Path) -> None:
     assert job.state() == "finished"
     assert Job(job.path, ("seed=0", "updates=101")).state() == "unfinished"
     (job.path / ".hydra").mkdir()
-    (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- updates=50\n- progress=false\n")
+    (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- updates=50\n- store=${oc.env:NOT_THERE}\n")
     assert job.state() == "finished"
     (job.path / ".hydra" / "overrides.yaml").write_text("- seed=0\n- algo=edac\n")
     with pytest.raises(ConfigError, match="then algo=edac, now nothing"):
