@@ -641,7 +641,7 @@ def build_imagination(cfg: DictConfig, problem: Problem, model: RunModel, score:
     if penalise is not None and count == 1 and penalise.needs_members:
         raise ConfigError(
             f"the penalty {penalise.name} measures how several members disagree, and dynamics.{named} is 1; "
-            "choose penalty=max_aleatoric or penalty=none"
+            "choose penalty=max_aleatoric, ensemble_std or ensemble_variance, which know of noise, or penalty=none"
         )
     asked = model if rollout.members == "all" else model.elite_view()
     others = [instantiate(part) for part in rollout.others.values() if part is not None]

@@ -126,6 +126,7 @@ def test_smoke_takes_the_data_that_are_there(tmp_path: Path) -> None:
     assert done.stderr.count("numbers mean nothing") == 2
     assert " task=hopper-medium-v2 seed=0,1 updates=200 " in (tmp_path / "calls").read_text()
     assert (tmp_path / "runs/smoke_data/hopper_medium-v2.hdf5").resolve() == data / "hopper-medium.hdf5"
+    assert "its numbers mean nothing" in (tmp_path / "runs" / "SMOKE").read_text()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,9 @@ def test_smoke_takes_the_data_that_are_there(tmp_path: Path) -> None:
         ((), {}, "no FOLDER given"),
         (("runs",), {"TASKS": "hopper-mediun-v2"}, "no task is called 'hopper-mediun-v2'; nearest: hopper-medium-v2"),
         (("runs",), {"DATA": "nowhere"}, "nowhere: No such file or directory"),
+        (("runs", "--smok"), {}, "there is no option --smok"),
+        (("--smoke", "device=cpu"), {}, "no FOLDER given: device=cpu is a setting"),
+        (("runs", "--smoke"), {"SEEDS": "two"}, "SEEDS=two: expected a whole number, 1 or more"),
     ],
 )
 def test_mistakes(words: tuple[str, ...], variables: dict[str, str], message: str, tmp_path: Path) -> None:

@@ -67,3 +67,19 @@ def test_the_study_is_made_once_and_goes_on_where_it_was(
     again = json.loads((folder / "uncertainty.json").read_text())
     assert again["out_of_data"] == kept
     assert again["median"] == found["median"]
+
+
+def test_a_folder_of_something_else_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.npz").touch()
+    folder = tmp_path / "study"
+    folder.mkdir()
+    asked = {"dataset": str(tmp_path / "one.npz"), "seeds": 3, "set": [], "smoke": True}
+    (folder / "asked.json").write_text(json.dumps(asked))
+    with pytest.raises(SystemExit, match=r"other\.npz.*give another FOLDER"):
+        script.main([str(tmp_path / "other.npz"), str(folder), "--smoke"])
+    with pytest.raises(SystemExit, match=r"smoke: True, now False"):
+        script.main([str(tmp_path / "one.npz"), str(folder)])
+    with pytest.raises(SystemExit, match="there is no such file"):
+        script.main([str(tmp_path / "one.npz"), str(folder), str(tmp_path / "none.npz"), "--smoke"])
+    assert json.loads((folder / "asked.json").read_text()) == asked

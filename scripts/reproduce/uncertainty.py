@@ -203,6 +203,33 @@ def draw(found: dict[str, Any], path: Path) -> None:
     save_figure(tidy(figure), path, dpi=110)
 
 
+def check_asked(given: argparse.Namespace) -> None:
+    """What makes the study in a folder this one; kept there before the training begins.
+
+    Raises:
+        SystemExit: a dataset is not there, two would have one name, or the folder holds a study of something else.
+    """
+    for path in (given.dataset, *given.others):
+        if not path.exists():
+            sys.exit(f"{path}: there is no such file")
+    names = [path.stem for path in given.others]
+    if len(set(names)) < len(names):
+        sys.exit(f"other datasets are named by their files, and two are called the same: {', '.join(names)}")
+    asked = {"dataset": str(given.dataset.resolve()), "seeds": given.seeds, "set": given.set, "smoke": given.smoke}
+    path = given.folder / "asked.json"
+    if path.exists():
+        known = read_json(path)
+        changed = [
+            f"{name}: {known.get(name)}, now {value}" for name, value in asked.items() if known.get(name) != value
+        ]
+        if changed:
+            sys.exit(f"{given.folder} holds a study of something else ({'; '.join(changed)}); give another FOLDER")
+    elif (given.folder / "run").exists():
+        sys.exit(f"{given.folder} holds a run and no asked.json; give another FOLDER")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, asked)
+
+
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
@@ -212,7 +239,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--label", help="of the dataset, in table and figure; default: its file's name and environment")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the training run")
     parser.add_argument("--smoke", action="store_true", default=bool(os.environ.get("SMOKE")), help="does it run?")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)
+    check_asked(given)
     began, busy = time.monotonic(), time.process_time()
     run = given.folder / "run"
     status = train(given.dataset, run, given.seeds, [*(SMOKE if given.smoke else FULL), *given.set])
