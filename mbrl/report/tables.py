@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -183,13 +183,16 @@ def tabulate(runs: Sequence[Run]) -> Report:
     cells: dict[tuple[str, str], Cell] = {}
     notes: list[str] = []
     for (task, name), by_protocol in pools.items():
+        elsewhere = [other for key, other in pools.items() if key[1] == name and key[0] != task]
+        usual = _usual_protocol(by_protocol, elsewhere)
         if len(by_protocol) > 1:
             notes.append(
                 f"{name} on {task.label}: these runs were scored by different protocols, so they are kept apart: "
                 + "; ".join(f"{protocol} ({_paths(results)})" for protocol, results in by_protocol.items())
+                + f"; {name} are those with {usual}"
             )
         for protocol, results in by_protocol.items():
-            method = name if len(by_protocol) == 1 else f"{name} [{protocol}]"
+            method = name if protocol == usual else f"{name} [{protocol}]"
             kept, doubles = without_doubles(results)
             for double, instead in doubles:
                 notes.append(
@@ -201,6 +204,21 @@ def tabulate(runs: Sequence[Run]) -> Report:
     order = sorted(set(tasks), key=lambda task: (task.setting, task.label))
     columns = tuple(sorted({method for _, method in cells}))
     return Report(tuple(runs), tuple(names), described, tuple(order), columns, cells, tuple(notes))
+
+
+def _usual_protocol(
+    pools: Mapping[Protocol, Sequence[SeedResult]], elsewhere: Sequence[Mapping[Protocol, Sequence[SeedResult]]]
+) -> Protocol:
+    """Whose pool has the method's bare name: that of most of its other tasks, else of most seeds, else the longest.
+
+    One stray run of another protocol must not rename the others, or their task is none of the method's any more.
+    """
+
+    def rank(protocol: Protocol) -> tuple[int, int, int]:
+        seeds = {result.seed for result in pools[protocol]}
+        return sum(protocol in other for other in elsewhere), len(seeds), protocol.updates[-1]
+
+    return max(pools, key=rank)
 
 
 def _paths(results: Sequence[SeedResult]) -> str:

@@ -261,12 +261,14 @@ def improvement_view(found: Sequence[Improvement], setting: str) -> View:
     )
     notes = ["the share of pairs of seeds in which X returns more than Y on a task, ties by half, mean over the tasks"]
     notes += dict.fromkeys(note for one in found for note in one.notes)
-    if any(one.probability.low is None for one in found):
+    if any(one.probability is not None and one.probability.low is None for one in found):
         notes.append("no interval where a method has one seed")
     return View(f"Probability of improvement, {setting} tasks", heads, rows, tuple(notes), 2)
 
 
-def _estimate_entry(estimate: Estimate, digits: int) -> Entry:
+def _estimate_entry(estimate: Estimate | None, digits: int) -> Entry:
+    if estimate is None:
+        return Entry(NOTHING, hint="no common task with finite returns of both")
     text = f"{estimate.value:.{digits}f}"
     if estimate.low is not None:
         text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
