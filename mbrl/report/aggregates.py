@@ -144,8 +144,8 @@ def aggregate(report: Report, title: str, tasks: Sequence[Task]) -> Aggregate:
 def largest_block(report: Report, tasks: Sequence[Task]) -> tuple[list[str], list[Task], list[str]]:
     """Methods and tasks that have no gap between them, and what was left out for that.
 
-    Candidates are the tasks of every method, and those that two methods share, each with all methods that have them. The
-    one with most cells is taken, of equally many the one with more tasks, then the first.
+    Candidates are the tasks of every method, and those that two methods share, each with all methods that have them.
+    The one with most cells is taken, of equally many the one with more tasks, then the first.
     """
     usable = {
         method: frozenset(task.label for task in tasks if _finite(report.cells.get((task.label, method))))

@@ -100,7 +100,10 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds, and sample standard deviation over seeds (n - 1); None of a single seed."""
+    """Mean over seeds, and sample standard deviation over seeds (n - 1).
+
+    The deviation is None of a single seed, and where a value is not finite; the mean is not finite then either.
+    """
 
     mean: float
     std: float | None
@@ -108,6 +111,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of one value per seed."""
+        if not all(math.isfinite(value) for value in values):
+            return cls(math.nan, None)
         return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
@@ -181,7 +186,7 @@ def tabulate(runs: Sequence[Run]) -> Report:
     for (run, name), task in zip(counted, tasks, strict=True):
         pools[task, name][Protocol(run.updates, run.returns.shape[-1])] += seed_results(run)
     cells: dict[tuple[str, str], Cell] = {}
-    notes: list[str] = []
+    notes = list(dict.fromkeys(run.smoke for run in runs if run.smoke))
     for (task, name), by_protocol in pools.items():
         elsewhere = [other for key, other in pools.items() if key[1] == name and key[0] != task]
         usual = _usual_protocol(by_protocol, elsewhere)
@@ -232,6 +237,7 @@ def _mixed_code(method: str, task: Task, results: Sequence[SeedResult]) -> list[
     return [f"{method} on {task.label}: its seeds were run with different commits: {', '.join(commits)}"]
 
 
+@np.errstate(invalid="ignore")  # inf - inf is nan, which the tables call not finite
 def seed_results(run: Run) -> list[SeedResult]:
     """What each seed of a run came to."""
     final = final_performance(run.returns, run.scores, run.seeds)["per_seed"]

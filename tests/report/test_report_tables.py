@@ -20,7 +20,7 @@ from mbrl.report.aggregates import (
 )
 from mbrl.report.runs import collect
 from mbrl.report.tables import Report, number, tabulate, with_spread
-from mbrl.report.views import improvement_view
+from mbrl.report.views import improvement_view, leaderboard, task_view
 
 HOPPER, WALKER = "hopper-medium-v2", "walker2d-medium-v2"
 
@@ -181,7 +181,8 @@ def test_a_stray_protocol_does_not_rename_the_others(tmp_path: Path) -> None:
     report = report_of(tmp_path)
     assert report.methods == ("mopo", "mopo [3 evaluations up to update 300, 1 episode each]")
     (found,) = aggregates(report)
-    assert (len(found.tasks), found.estimates["mopo"]["mean"].value) == (2, pytest.approx(20.0))
+    assert len(found.tasks) == 2
+    assert found.estimates["mopo"]["mean"].value == pytest.approx(20.0)
     assert report.notes[0].endswith("; mopo are those with 2 evaluations up to update 200, 1 episode each")
 
 
@@ -293,11 +294,30 @@ def test_a_return_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> Non
     make_run(tmp_path / "a", [[100.0, math.nan]], seeds=[0, 1])
     report = report_of(tmp_path)
     (cell,) = report.cells.values()
-    assert with_spread(cell.spread("final_return")) == "not finite ± not finite"
+    assert with_spread(cell.spread("final_return")) == with_spread(cell.spread("final_score"), True) == "not finite"
     (found,) = aggregates(report)
     assert found.estimates == {}
     assert "no finite returns with mopo" in found.notes[0]
     assert "nothing to aggregate" in found.notes[1]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_infinite_returns_are_said_without_warnings_and_bold_is_the_same_everywhere(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", np.array([[[math.inf, -math.inf], [1.0, 2.0]]]), seeds=[0, 1], task="pendulum")
+    make_run(tmp_path / "b", [[math.inf, math.inf]], seeds=[0, 1], algo="edac", task="pendulum")
+    make_run(tmp_path / "c", [[1.0, 3.0]], seeds=[0, 1], algo="mobile", task="pendulum")
+
+    def last() -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+        report = report_of(tmp_path)
+        rows, board = task_view(report, report.tasks[0]).rows[:-1], leaderboard(report, published=False).rows[0][3:]
+        return [(row[2].text, row[2].strong) for row in rows], [(entry.text, entry.strong) for entry in board]
+
+    rows, board = last()
+    assert rows == board == [("not finite", False), ("2.00 ± 1.41", False), ("not finite", False)]
+    make_run(tmp_path / "d", [[1.0, 1.0]], seeds=[0, 1], algo="rambo", task="pendulum")
+    rows, board = last()
+    assert rows == board
+    assert [strong for _, strong in rows] == [False, True, False, False]
 
 
 def test_raw_returns_have_pairs_but_no_aggregate(tmp_path: Path) -> None:
