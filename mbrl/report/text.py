@@ -88,7 +88,7 @@ def _print(console: Console, view: View) -> None:
 
 
 def _table(view: View, *, narrow: bool = False) -> Table:
-    """Words may be broken, numbers never; if `narrow`, heads take more lines and intervals stand below their numbers."""
+    """Words may be broken, numbers never; if `narrow`, heads take more lines and intervals one of their own."""
     table = Table(box=box.SIMPLE_HEAD, title=view.title, title_justify="left", title_style="bold", padding=(0, 1))
     if narrow:
         table.padding, table.pad_edge = (0, 1, 0, 0), False
