@@ -60,13 +60,16 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Improvement:
-    """How probable it is that a run of `x` returns more than one of `y`, averaged over their common tasks."""
+    """How probable it is that a run of `x` returns more than one of `y`, averaged over their common tasks.
+
+    `probability` is None, and `tasks` 0, where no common task has finite returns of both; `notes` name those left out.
+    """
 
     x: str
     y: str
     setting: str
     tasks: int
-    probability: Estimate
+    probability: Estimate | None
     notes: tuple[str, ...]
 
 
@@ -116,7 +119,7 @@ def aggregate(report: Report, title: str, tasks: Sequence[Task]) -> Aggregate:
     methods, common, notes = largest_block(report, tasks)
     missing = rliable_missing()
     if missing or not common:
-        notes.append(missing or "nothing to aggregate: there is no task on which every method has finite scores")
+        notes.append(missing or "nothing to aggregate: no method has finite scores on any task")
         return Aggregate(title, tuple(common), {}, {}, np.empty(0), {}, tuple(notes))
     matrices = {}
     for method in methods:
@@ -141,30 +144,37 @@ def aggregate(report: Report, title: str, tasks: Sequence[Task]) -> Aggregate:
 def largest_block(report: Report, tasks: Sequence[Task]) -> tuple[list[str], list[Task], list[str]]:
     """Methods and tasks that have no gap between them, and what was left out for that.
 
-    Methods join in the order of how many tasks they have; of all such blocks the one with most cells is taken, or
-    with equally many the one with more methods.
+    Candidates are the tasks of every method, and those that two methods share, each with all methods that have them.
+    The one with most cells is taken, of equally many the one with more tasks, then the first.
     """
     usable = {
-        method: {task.label for task in tasks if (cell := report.cells.get((task.label, method))) and _finite(cell)}
+        method: frozenset(task.label for task in tasks if _finite(report.cells.get((task.label, method))))
         for method in report.methods
+        if any((task.label, method) in report.cells for task in tasks)
     }
-    there = [m for m in report.methods if any((task.label, m) in report.cells for task in tasks)]
-    order = sorted(there, key=lambda method: -len(usable[method]))
-    blocks = []
-    for count in range(1, len(order) + 1):
-        labels = set.intersection(*(usable[method] for method in order[:count]))
-        blocks.append((count * len(labels), count, labels))
-    _, count, labels = max(blocks, key=lambda block: block[:2])
-    inside = order[:count]
-    notes = [
-        f"{method} is left out: it has finite returns on {len(usable[method])} of the {len(tasks)} tasks, and it takes "
-        "all methods on all tasks"
-        for method in order[count:]
-    ]
+    candidates = dict.fromkeys([*usable.values(), *(x & y for x, y in itertools.combinations(usable.values(), 2))])
+    blocks = [(labels, [method for method in usable if labels <= usable[method]]) for labels in candidates]
+    labels, inside = max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[0])))
+    notes = []
+    for method in usable:
+        if method not in inside:
+            ran = sum((task.label, method) in report.cells for task in tasks)
+            why = f"it was run on {ran} of the {len(tasks)} tasks"
+            if len(usable[method]) < ran:
+                why += f", with finite returns on {len(usable[method])}"
+            notes.append(f"{method} is left out: {why}, and it takes all methods on all tasks")
     for task in tasks:
-        if lacking := [method for method in inside if task.label not in usable[method]]:
-            notes.append(f"{task.label} is left out: no finite returns with {', '.join(lacking)}")
-    return sorted(inside), [task for task in tasks if task.label in labels], notes
+        lacking = [method for method in inside if task.label not in usable[method]]
+        absent = [method for method in lacking if (task.label, method) not in report.cells]
+        diverged = [method for method in lacking if method not in absent]
+        why = " and ".join(
+            f"{words} {', '.join(who)}"
+            for words, who in (("not run with", absent), ("no finite returns with", diverged))
+            if who
+        )
+        if why:
+            notes.append(f"{task.label} is left out: {why}")
+    return inside, [task for task in tasks if task.label in labels], notes
 
 
 def score_matrix(cells: Sequence[Cell], name: str) -> tuple[FloatArray, list[str]]:
@@ -239,19 +249,28 @@ def improvements(report: Report) -> list[Improvement]:
                 for task in report.tasks
                 if task.setting == setting and {(task.label, x), (task.label, y)} <= set(report.cells)
             ]
+            if not both:
+                continue
+            left_out = tuple(
+                f"{cell.task.label} is left out of {x} against {y}: no finite returns with {cell.method}"
+                for pair in both
+                for cell in pair
+                if not _finite(cell)
+            )
             both = [pair for pair in both if _finite(pair[0]) and _finite(pair[1])]
             if not both:
+                found.append(Improvement(x, y, setting, 0, None, left_out))
                 continue
             of_x, notes_x = score_matrix([pair[0] for pair in both], "final_return")
             of_y, notes_y = score_matrix([pair[1] for pair in both], "final_return")
             value, low, high = intervals(improvement_probability, of_x, of_y)
-            notes = tuple(notes_x + notes_y)
+            notes = (*left_out, *notes_x, *notes_y)
             found.append(Improvement(x, y, setting, len(both), _estimate(value[0], low[0], high[0]), notes))
     return found
 
 
-def _finite(cell: Cell) -> bool:
-    return all(math.isfinite(result.final_return) for result in cell.results)
+def _finite(cell: Cell | None) -> bool:
+    return cell is not None and all(math.isfinite(result.final_return) for result in cell.results)
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:

@@ -56,10 +56,22 @@
   };
   const text = (words) => words.replace(/[&<>]/g, (mark) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[mark]);
 
-  const band = (x, low, high, method) => ({
-    x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", mode: "lines",
-    line: { width: 0 }, fillcolor: faded(colour(method)), hoverinfo: "skip", visible: !hidden.has(method),
-  });
+  // One band for each stretch of finite values: a polygon around a gap would cross itself.
+  const bands = (x, low, high, method) => {
+    const stretches = [[]];
+    x.forEach((_, i) => {
+      if (low[i] !== null && high[i] !== null) stretches.at(-1).push(i);
+      else if (stretches.at(-1).length) stretches.push([]);
+    });
+    return stretches.filter((stretch) => stretch.length).map((stretch) => {
+      const back = [...stretch].reverse();
+      return {
+        x: [...stretch, ...back].map((i) => x[i]), y: [...stretch.map((i) => high[i]), ...back.map((i) => low[i])],
+        fill: "toself", mode: "lines", line: { width: 0 }, fillcolor: faded(colour(method)), hoverinfo: "skip",
+        visible: !hidden.has(method),
+      };
+    });
+  };
   const line = (x, y, method, more) => ({
     x, y, mode: x.length === 1 ? "markers" : "lines", name: text(data.methods[method]), visible: !hidden.has(method),
     line: { color: colour(method), width: 2.2, dash: dash(method) }, marker: { color: colour(method), size: 7 }, ...more,
@@ -69,7 +81,7 @@
     curve: (at) => {
       const task = data.curves[at.index];
       const traces = task.lines.filter((one) => one.seeds > 1)
-        .map((one) => band(one.steps, one.low, one.high, one.method));
+        .flatMap((one) => bands(one.steps, one.low, one.high, one.method));
       for (const one of task.lines) {
         const digits = task.y === "raw return" ? ",.5~g" : ".1f";
         const range = one.seeds > 1 ? ` (%{customdata[0]:${digits}} to %{customdata[1]:${digits}})` : " (one seed)";
@@ -117,7 +129,7 @@
       const traces = [];
       found.methods.forEach((name, i) => {
         const [, low, high] = found.profiles[i];
-        if (low[0] !== null) traces.push(band(x, low, high, data.methods.indexOf(name)));
+        if (low[0] !== null) traces.push(...bands(x, low, high, data.methods.indexOf(name)));
       });
       found.methods.forEach((name, i) => traces.push(line(x, found.profiles[i][0], data.methods.indexOf(name), {
         hovertemplate: "%{fullData.name}: %{y:.0%}<extra></extra>",

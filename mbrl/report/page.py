@@ -36,7 +36,7 @@ def plotly_script() -> str:
     """
     try:
         from plotly.offline import get_plotlyjs
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ModuleNotFoundError(
             f"--html draws with plotly, which is not installed ({error}): pip install 'offline-mbrl[report]'"
         ) from error
@@ -105,8 +105,7 @@ def _colour_rules() -> str:
 
 
 def _notes(report: Report) -> str:
-    warnings = [f"{run.path}: {warning}" for run in report.runs if run.counts for warning in run.warnings]
-    notes = [*report.notes, *warnings]
+    notes = [*report.notes, *views.warnings(report)]
     return f'<div class="notes"><strong>Before you read on</strong>{_list(notes)}</div>' if notes else ""
 
 
@@ -247,6 +246,7 @@ def _curve_data(report: Report, task: Task) -> dict[str, Any]:
     }
 
 
+@np.errstate(invalid="ignore")  # inf - inf is nan, a gap in the line
 def _line(cell: Cell, scored: bool) -> dict[str, Any]:
     curves = cell.curves(scored)
     return {

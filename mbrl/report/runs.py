@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -40,6 +41,7 @@ class Run:
         not_counted: why it enters no table; empty if it does.
         way_on: what to do about that; empty if there is nothing to do.
         warnings: what a reader of its numbers must know.
+        smoke: what a file SMOKE beside or above it says; empty without one.
         seeds: (S), in the order of the arrays.
         updates: (K), when it was evaluated.
         returns: (K, S, episodes), raw.
@@ -59,6 +61,7 @@ class Run:
     not_counted: str = ""
     way_on: str = ""
     warnings: tuple[str, ...] = ()
+    smoke: str = ""
     seeds: tuple[int, ...] = ()
     updates: tuple[int, ...] = ()
     returns: FloatArray = field(default_factory=lambda: np.empty((0, 0, 0)))
@@ -94,7 +97,7 @@ def collect(paths: Sequence[Path]) -> list[Run]:
     Raises:
         FileNotFoundError: a path does not exist, or holds no run.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, Path]] = {}
     for path in paths:
         if not path.is_dir():
             raise FileNotFoundError(f"{path} is no folder: give run directories, or folders that hold some")
@@ -102,13 +105,28 @@ def collect(paths: Sequence[Path]) -> list[Run]:
         if not below:
             raise FileNotFoundError(f"{path} holds no run: no folder in it has a meta.json")
         for folder in below:
-            found.setdefault(folder.resolve(), folder)
-    return [read_run(found[key]) for key in sorted(found)]
+            found.setdefault(folder.resolve(), (path, folder))
+    return [replace(read_run(folder), smoke=_smoke(path, folder)) for _, (path, folder) in sorted(found.items())]
+
+
+def _smoke(path: Path, folder: Path) -> str:
+    """What the nearest file SMOKE says: in a run's folder, its parent, or further up to the path that was given."""
+    above = [parent for parent in folder.parents if parent.is_relative_to(path)]
+    for place in (folder, folder.parent, *above):
+        if (place / "SMOKE").is_file():
+            said = (place / "SMOKE").read_text(encoding="utf-8", errors="replace").split("\n")[0].strip()
+            return said or f"{place / 'SMOKE'}: a smoke, whose numbers mean nothing"
+    return ""
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
-    """Folders that hold a run, or what Hydra wrote for one that has not begun."""
-    for folder, below, files in os.walk(path):
+    """Folders that hold a run, or what Hydra wrote for one that has not begun; links are followed, each folder once."""
+    visited = set()
+    for folder, below, files in os.walk(path, followlinks=True):
+        if Path(folder).resolve() in visited:
+            below.clear()
+            continue
+        visited.add(Path(folder).resolve())
         if "meta.json" in files or ".hydra" in below:
             yield Path(folder)
             below.clear()
@@ -136,6 +154,11 @@ def read_run(path: Path) -> Run:
     except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
         reason = str(error) if str(path) in str(error) else f"{path}: {error}"
         return Run(path, meta, "unreadable", reason, _resume(path, "train"), **about)
+    if fault := _reference_fault(meta.get("reference")):
+        reason = f"{path / 'meta.json'}: field reference {fault}"
+        return Run(
+            path, meta, "unreadable", reason, "put the task's returns of score 0 and 100 there, or null", **about
+        )
     status = str(meta.get("status", "unreadable"))
     warnings = []
     if isinstance(meta.get("runaway"), dict):
@@ -153,6 +176,7 @@ def read_run(path: Path) -> Run:
         reason,
         way_on,
         tuple(warnings),
+        "",
         tuple(run.seeds),
         tuple(run.updates),
         run.returns,
@@ -160,6 +184,16 @@ def read_run(path: Path) -> Run:
         estimate,
         **about,
     )
+
+
+def _reference_fault(reference: Any) -> str:
+    """Why scores cannot be computed with it; empty if they can, or if there is none."""
+    if reference is None:
+        return ""
+    numbers = isinstance(reference, list) and all(isinstance(one, int | float) for one in reference)
+    if numbers and len(reference) == 2 and math.isfinite(reference[1] - reference[0]) and reference[0] != reference[1]:
+        return ""
+    return f"is {reference!r}, expected two different finite numbers, the returns of score 0 and of score 100"
 
 
 def _standing(run: RunDirectory, status: str, saved: Mapping[str, Any]) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,7 +100,10 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over seeds, and sample standard deviation over seeds (n - 1); None of a single seed."""
+    """Mean over seeds, and sample standard deviation over seeds (n - 1).
+
+    The deviation is None of a single seed, and where a value is not finite; the mean is not finite then either.
+    """
 
     mean: float
     std: float | None
@@ -108,6 +111,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of one value per seed."""
+        if not all(math.isfinite(value) for value in values):
+            return cls(math.nan, None)
         return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
@@ -181,15 +186,18 @@ def tabulate(runs: Sequence[Run]) -> Report:
     for (run, name), task in zip(counted, tasks, strict=True):
         pools[task, name][Protocol(run.updates, run.returns.shape[-1])] += seed_results(run)
     cells: dict[tuple[str, str], Cell] = {}
-    notes: list[str] = []
+    notes = list(dict.fromkeys(run.smoke for run in runs if run.smoke))
     for (task, name), by_protocol in pools.items():
+        elsewhere = [other for key, other in pools.items() if key[1] == name and key[0] != task]
+        usual = _usual_protocol(by_protocol, elsewhere)
         if len(by_protocol) > 1:
             notes.append(
                 f"{name} on {task.label}: these runs were scored by different protocols, so they are kept apart: "
                 + "; ".join(f"{protocol} ({_paths(results)})" for protocol, results in by_protocol.items())
+                + f"; {name} are those with {usual}"
             )
         for protocol, results in by_protocol.items():
-            method = name if len(by_protocol) == 1 else f"{name} [{protocol}]"
+            method = name if protocol == usual else f"{name} [{protocol}]"
             kept, doubles = without_doubles(results)
             for double, instead in doubles:
                 notes.append(
@@ -203,6 +211,21 @@ def tabulate(runs: Sequence[Run]) -> Report:
     return Report(tuple(runs), tuple(names), described, tuple(order), columns, cells, tuple(notes))
 
 
+def _usual_protocol(
+    pools: Mapping[Protocol, Sequence[SeedResult]], elsewhere: Sequence[Mapping[Protocol, Sequence[SeedResult]]]
+) -> Protocol:
+    """Whose pool has the method's bare name: that of most of its other tasks, else of most seeds, else the longest.
+
+    One stray run of another protocol must not rename the others, or their task is none of the method's any more.
+    """
+
+    def rank(protocol: Protocol) -> tuple[int, int, int]:
+        seeds = {result.seed for result in pools[protocol]}
+        return sum(protocol in other for other in elsewhere), len(seeds), protocol.updates[-1]
+
+    return max(pools, key=rank)
+
+
 def _paths(results: Sequence[SeedResult]) -> str:
     return ", ".join(dict.fromkeys(str(result.run.path) for result in results))
 
@@ -214,6 +237,7 @@ def _mixed_code(method: str, task: Task, results: Sequence[SeedResult]) -> list[
     return [f"{method} on {task.label}: its seeds were run with different commits: {', '.join(commits)}"]
 
 
+@np.errstate(invalid="ignore")  # inf - inf is nan, which the tables call not finite
 def seed_results(run: Run) -> list[SeedResult]:
     """What each seed of a run came to."""
     final = final_performance(run.returns, run.scores, run.seeds)["per_seed"]

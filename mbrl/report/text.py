@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -39,22 +41,25 @@ def show(
 ) -> None:
     """The terminal's version: task by task, then over tasks, then what does not count."""
     console.print(Text(views.summary_line(report), style="bold"))
-    shown = [views.task_view(report, task) for task in report.tasks]
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for warning in views.warnings(report):
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    for task in report.tasks:
+        _print(console, views.task_view(report, task))
     board = views.leaderboard(report, published=published)
-    if board.published:
-        shown.append(board)
-    for view in (*shown, *over_tasks(report, found, improved)):
+    if board.published and _width(console, _table(board, narrow=True)).minimum <= console.width:
+        _print(console, board)
+    elif board.published:
+        _print(console, views.leaderboard(report, published=False))
+        console.print(Text("  published figures need a wider terminal: --html and --markdown have them", style="dim"))
+    for view in over_tasks(report, found, improved):
         _print(console, view)
     if why := views.why_no_aggregate(report):
         console.print(Text(f"\n{why}"))
     described = views.methods_view(report)
     if described is not None:
         _print(console, described)
-    for note in report.notes:
-        console.print(Text(f"note: {note}", style="yellow"))
-    for run in report.runs:
-        for warning in run.warnings if run.counts else ():
-            console.print(Text(f"warning: {run.path}: {warning}", style="yellow"))
     left_out = [run for run in report.runs if not run.counts]
     if left_out:
         console.print(Text("\nRuns that do not count", style="bold"))
@@ -68,18 +73,48 @@ def show(
 
 
 def _print(console: Console, view: View) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=view.title, title_justify="left", title_style="bold", padding=(0, 1))
-    for index, head in enumerate(view.heads):
-        words = index < view.names
-        table.add_column(Text(head.text), justify="left" if words else "right", overflow="fold")
-    for row in view.rows:
-        table.add_row(*(Text(entry.text, style="bold" if entry.strong else "") for entry in row))
     if view.rows:
-        console.print(table)
+        table = _table(view)
+        if _width(console, table).maximum > console.width:
+            table = _table(view, narrow=True)
+        least = _width(console, table).minimum
+        if least > console.width:
+            table.width = least  # wider than the terminal, which breaks the line: better than to lose digits
+        console.print(table, crop=False)
     else:
         console.print(Text(f"\n{view.title}", style="bold"))
     for note in view.notes:
         console.print(Text(f"  {note}", style="dim"))
+
+
+def _table(view: View, *, narrow: bool = False) -> Table:
+    """Words may be broken, numbers never; if `narrow`, heads take more lines and intervals one of their own."""
+    table = Table(box=box.SIMPLE_HEAD, title=view.title, title_justify="left", title_style="bold", padding=(0, 1))
+    if narrow:
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
+    rows = [[entry.text for entry in row] for row in view.rows]
+    for index, head in enumerate(view.heads):
+        if index < view.names:
+            table.add_column(Text(head.text), overflow="fold")
+            continue
+        lines = [head.text]
+        if narrow:
+            for texts in rows:
+                texts[index] = texts[index].replace(" [", "\n[")
+            lines = head.text.split()
+        width = max(len(line) for line in [*lines, *(line for texts in rows for line in texts[index].split("\n"))])
+        lines = textwrap.wrap(head.text, width, break_long_words=False, break_on_hyphens=False)
+        table.add_column(Text("\n".join(lines)), justify="right", no_wrap=True, min_width=width)
+    for row, texts in zip(view.rows, rows, strict=True):
+        table.add_row(
+            *(Text(text, style="bold" if entry.strong else "") for entry, text in zip(row, texts, strict=True))
+        )
+    return table
+
+
+def _width(console: Console, table: Table) -> Measurement:
+    """How wide it must be for no number and no word to be broken, and how wide for every row to be one line."""
+    return Measurement.get(console, console.options.update(width=10_000), table)
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------
@@ -95,8 +130,9 @@ def markdown(
 ) -> str:
     """The whole report but for its curves."""
     parts = ["# Report", views.summary_line(report) + "."]
-    if report.notes:
-        parts.append("\n".join(f"- **note**: {_escape(note)}" for note in report.notes))
+    before = [("note", note) for note in report.notes] + [("warning", words) for words in views.warnings(report)]
+    if before:
+        parts.append("\n".join(f"- **{kind}**: {_escape(words)}" for kind, words in before))
     if report.tasks:
         parts.append(_section(views.leaderboard(report, published=published), 2))
     described = views.methods_view(report)
@@ -191,7 +227,8 @@ def _numbers(run: Run, result: SeedResult) -> dict[str, Any]:
 
 def _about(run: Run) -> dict[str, Any]:
     meta = run.meta
-    low, high = meta.get("reference") or (None, None)
+    reference = meta.get("reference")
+    low, high = reference if isinstance(reference, list) and len(reference) == 2 else (None, None)
     return {
         "status": run.status,
         "reason": run.not_counted,

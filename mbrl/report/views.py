@@ -55,6 +55,11 @@ def summary_line(report: Report) -> str:
     return f"{line}; {rest} not counted, see the runs below" if rest else line
 
 
+def warnings(report: Report) -> list[str]:
+    """Of the runs that count: what a reader must know before the tables."""
+    return [f"{run.path}: {warning}" for run in report.runs if run.counts for warning in run.warnings]
+
+
 def _count(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
@@ -62,8 +67,11 @@ def _count(count: int, word: str) -> str:
 def published_in(report: Report) -> list[tuple[Column, dict[str, tuple[float, float | None]]]]:
     """Published columns that have a figure for a task of the report, each with label -> (score, spread).
 
-    A figure belongs to the very dataset, learned from offline, over its benchmark's horizon of 1000 steps.
+    A figure belongs to the very dataset, learned from offline, over its benchmark's horizon of 1000 steps. Beside a
+    smoke run there is none.
     """
+    if any(run.smoke for run in report.runs):
+        return []
     tasks = [task for task in report.tasks if task.setting == "offline" and task.reference and task.horizon == 1000]
     found = []
     for column in columns_for(task.dataset for task in tasks):
@@ -90,8 +98,7 @@ def leaderboard(report: Report, *, published: bool) -> View:
         cells = {cell.method: cell for cell in report.of_task(task)}
         scored = all(cell.scored for cell in cells.values())
         spreads = {m: cell.spread("final_score" if scored else "final_return") for m, cell in cells.items()}
-        means = [spread.mean for spread in spreads.values() if spread and math.isfinite(spread.mean)]
-        highest = max(means) if len(means) > 1 else math.inf
+        highest = _highest(list(spreads.values()))
         row = [Entry(task.label), Entry("score" if scored else "raw return"), _behaviour(task, scored)]
         for method in report.methods:
             spread = spreads.get(method)
@@ -179,14 +186,14 @@ def task_view(report: Report, task: Task) -> View:
     heads = ["method", "seeds", f"return, {FINAL}", f"return, {BEST}"]
     heads += [f"score, {FINAL}", f"score, {BEST}"] if scored else []
     names = ["final_return", "best_return", *(["final_score", "best_score"] if scored else [])]
-    best = {name: max(_means(cells, name), default=math.inf) for name in names}
+    best = {name: _highest([cell.spread(name) for cell in cells]) for name in names}
     rows = []
     for cell in cells:
         seeds = ", ".join(str(result.seed) for result in cell.results)
         row = [Entry(cell.method), Entry(str(len(cell.results)), len(cell.results), hint=f"seeds {seeds}")]
         for name in names:
             spread = cell.spread(name)
-            strong = spread is not None and len(cells) > 1 and spread.mean == best[name]
+            strong = spread is not None and spread.mean == best[name]
             row.append(_spread_entry(spread, name.endswith("score"), strong))
         rows.append(tuple(row))
     own = [Entry("the dataset's episodes, mean"), Entry(NOTHING), _behaviour(task, False), Entry(NOTHING)]
@@ -194,8 +201,10 @@ def task_view(report: Report, task: Task) -> View:
     return View(task.label, tuple(Entry(head) for head in heads), tuple(rows), tuple(_task_notes(task, cells)))
 
 
-def _means(cells: Sequence[Cell], name: str) -> list[float]:
-    return [spread.mean for cell in cells if (spread := cell.spread(name)) and math.isfinite(spread.mean)]
+def _highest(spreads: Sequence[Spread | None]) -> float:
+    """The mean that stands out; infinity, which no mean equals, unless at least two are finite."""
+    means = [spread.mean for spread in spreads if spread is not None and math.isfinite(spread.mean)]
+    return max(means) if len(means) > 1 else math.inf
 
 
 def _spread_entry(spread: Spread | None, score: bool, strong: bool) -> Entry:
@@ -261,12 +270,14 @@ def improvement_view(found: Sequence[Improvement], setting: str) -> View:
     )
     notes = ["the share of pairs of seeds in which X returns more than Y on a task, ties by half, mean over the tasks"]
     notes += dict.fromkeys(note for one in found for note in one.notes)
-    if any(one.probability.low is None for one in found):
+    if any(one.probability is not None and one.probability.low is None for one in found):
         notes.append("no interval where a method has one seed")
     return View(f"Probability of improvement, {setting} tasks", heads, rows, tuple(notes), 2)
 
 
-def _estimate_entry(estimate: Estimate, digits: int) -> Entry:
+def _estimate_entry(estimate: Estimate | None, digits: int) -> Entry:
+    if estimate is None:
+        return Entry(NOTHING, hint="no common task with finite returns of both")
     text = f"{estimate.value:.{digits}f}"
     if estimate.low is not None:
         text += f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"

@@ -13,8 +13,11 @@ import pytest
 from report_runs import make_run
 
 from mbrl.cli import main
+from mbrl.report import views
+from mbrl.report.aggregates import aggregates, improvements
 from mbrl.report.runs import collect
 from mbrl.report.tables import tabulate
+from mbrl.report.text import over_tasks
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,36 @@ def test_markdown_tables_are_whole(sweep: Path, tmp_path: Path) -> None:
     assert again.read_text() == text.replace(str(file), str(again))
 
 
+def test_notes_and_warnings_stand_before_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", [1.0, 2.0], runaway={"warning": "values of 1e9"})
+    file = tmp_path / "report.md"
+    assert main(["report", str(tmp_path), "--note", "a draft", "--markdown", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 run")
+    assert lines[1] == "note: a draft"
+    assert lines[2] == f"warning: {tmp_path / 'run'}: values of 1e9"
+    text = file.read_text()
+    assert text.index("- **note**: a draft") < text.index("- **warning**: ") < text.index("## Leaderboard")
+
+
+def test_no_number_is_broken_on_80_columns(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["report", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    report = tabulate(collect([sweep]))
+    shown = [views.leaderboard(report, published=False), *(views.task_view(report, task) for task in report.tasks)]
+    shown += over_tasks(report, aggregates(report), improvements(report))
+    for view in shown:
+        for row in view.rows:
+            for entry in row[view.names :]:
+                assert all(part in said for part in entry.text.replace(" [", "\n[").split("\n")), entry
+    assert "OfflineRL-Kit" not in said
+    assert "published figures need a wider terminal: --html and --markdown have them" in said
+    assert all(len(line) <= 80 for line in said.splitlines() if "±" in line or "[" in line)
+
+
 def test_a_note_stands_at_the_head(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, table = tmp_path / "r.html", tmp_path / "r.md"
     words = ["--note", "a smoke: <numbers> mean nothing", "--html", str(page), "--markdown", str(table)]
@@ -173,7 +206,7 @@ def test_missing_packages_are_said_with_the_way_out(
 
     def without(name: str, *arguments: Any, **named: Any) -> Any:
         if name.partition(".")[0] == module:
-            raise ModuleNotFoundError(f"No module named {module!r}")
+            raise ImportError(f"No module named {module!r}")  # also of a broken installation
         return usual(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)

@@ -113,6 +113,19 @@ def test_curves_are_drawn_and_answer_to_a_pointer(opened: Any) -> None:
     assert hover(opened, opened.find_element("css selector", '[data-chart="profile"]'))
 
 
+def test_a_band_has_a_gap_where_an_evaluation_is_not_finite(browser: Any, tmp_path: Path) -> None:
+    make_run(
+        tmp_path / "a", [[1.0, 3.0], [2.0, 4.0], [np.nan, 5.0], [4.0, 6.0], [5.0, 7.0]], seeds=[0, 1], task="pendulum"
+    )
+    assert main(["report", str(tmp_path), "--html", str(tmp_path / "report.html")]) == 0
+    browser.get((tmp_path / "report.html").as_uri())
+    read = "return document.querySelector('[data-chart=curve]').data.map((one) => [one.x, one.y])"
+    first, second, line = browser.execute_script(read)
+    assert first == [[100, 200, 200, 100], [3, 4, 2, 1]]
+    assert second == [[400, 500, 500, 400], [6, 7, 5, 4]]
+    assert line[1] == [2, 3, None, 5, 6]
+
+
 def hover(browser: Any, chart: Any) -> list[str]:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.support.ui import WebDriverWait

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_runs import make_run
 
 from mbrl.report.runs import Run, collect, methods_of, short_names
+from mbrl.report.tables import tabulate
+from mbrl.report.text import tidy_csv
+from mbrl.report.views import published_in
 from mbrl.rundir import RunDirectory, lock
 
 
@@ -22,6 +27,41 @@ def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
     found = collect([tmp_path / "deep", tmp_path, tmp_path / "a"])
     assert [run.path.name for run in found] == ["a", "c", "b"]
     assert all(run.counts for run in found)
+
+
+def test_links_are_followed_and_every_run_counts_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere" / "a", [1.0])
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "b", [1.0])
+    (sweep / "link").symlink_to(tmp_path / "elsewhere" / "a")
+    (sweep / "again").symlink_to(tmp_path / "elsewhere")
+    (sweep / "loop").symlink_to(sweep)
+    assert [run.path.resolve().name for run in collect([sweep])] == ["a", "b"]
+
+
+def test_what_a_file_smoke_says_is_noted(tmp_path: Path) -> None:
+    make_run(tmp_path / "made" / "mopo" / "0", [1.0])
+    make_run(tmp_path / "made" / "mopo" / "1", [1.0], seeds=[1])
+    make_run(tmp_path / "real", [1.0], seeds=[2])
+    (tmp_path / "made" / "SMOKE").write_text("tiny settings: the numbers mean nothing\n")
+    report = tabulate(collect([tmp_path]))
+    assert [run.smoke for run in report.runs] == ["tiny settings: the numbers mean nothing"] * 2 + [""]
+    assert report.notes == ("tiny settings: the numbers mean nothing",)
+    assert published_in(report) == []
+    assert published_in(tabulate(collect([tmp_path / "real"])))
+    (tmp_path / "made" / "mopo" / "SMOKE").write_text("nearer")
+    assert [run.smoke for run in collect([tmp_path / "made" / "mopo" / "0"])] == ["nearer"]
+
+
+@pytest.mark.parametrize("reference", [[5.0, 5.0], [1.0], [0.0, "high"]])
+def test_references_that_make_no_scores_are_said(tmp_path: Path, reference: list[Any]) -> None:
+    path = make_run(tmp_path / "run", [1.0])
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {"reference": reference}))
+    run = one(path)
+    assert (run.status, run.counts) == ("unreadable", False)
+    assert f"meta.json: field reference is {reference}, expected two different finite numbers" in run.not_counted
+    assert tidy_csv(tabulate([run])).count("\n") == 2
 
 
 def test_a_path_without_runs_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mbrl.report.aggregates import (
 )
 from mbrl.report.runs import collect
 from mbrl.report.tables import Report, number, tabulate, with_spread
+from mbrl.report.views import improvement_view, leaderboard, task_view
 
 HOPPER, WALKER = "hopper-medium-v2", "walker2d-medium-v2"
 
@@ -92,6 +93,7 @@ def test_gap_counts_nothing_above_100(tmp_path: Path) -> None:
 
 def test_probability_of_improvement_counts_pairs(two_by_two: Report) -> None:
     (found,) = improvements(two_by_two)
+    assert found.probability is not None
     # Hopper: 125 > 75, 225 > 75, 225 > 175 of four pairs. Walker2d: 375 > 275 of four.
     assert (found.x, found.y, found.tasks) == ("mobile", "mopo", 2)
     assert found.probability.value == (3 / 4 + 1 / 4) / 2
@@ -168,11 +170,28 @@ def test_other_protocols_are_kept_apart_and_said(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [1.0, 2.0], seeds=[0])
     make_run(tmp_path / "b", [1.0, 2.0, 3.0], seeds=[1])
     report = report_of(tmp_path)
-    assert report.methods == (
-        "mopo [2 evaluations up to update 200, 1 episode each]",
-        "mopo [3 evaluations up to update 300, 1 episode each]",
-    )
+    assert report.methods == ("mopo", "mopo [2 evaluations up to update 200, 1 episode each]")
     assert "different protocols, so they are kept apart" in report.notes[0]
+
+
+def test_a_stray_protocol_does_not_rename_the_others(tmp_path: Path) -> None:
+    for task in (HOPPER, WALKER):
+        make_run(tmp_path / task, [100.0, 300.0], task=task, reference=[0.0, 1000.0])
+    make_run(tmp_path / "stray", [[7.0, 7.0, 7.0]] * 3, seeds=[1, 2, 3], reference=[0.0, 1000.0])  # more seeds, longer
+    report = report_of(tmp_path)
+    assert report.methods == ("mopo", "mopo [3 evaluations up to update 300, 1 episode each]")
+    (found,) = aggregates(report)
+    assert len(found.tasks) == 2
+    assert found.estimates["mopo"]["mean"].value == pytest.approx(20.0)
+    assert report.notes[0].endswith("; mopo are those with 2 evaluations up to update 200, 1 episode each")
+
+
+def test_without_other_tasks_the_protocol_with_most_seeds_has_the_bare_name(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", [[1.0, 2.0], [1.0, 2.0]], seeds=[0, 1])
+    make_run(tmp_path / "b", [1.0, 2.0, 3.0], seeds=[2])
+    report = report_of(tmp_path)
+    assert report.methods == ("mopo", "mopo [3 evaluations up to update 300, 1 episode each]")
+    assert [result.seed for result in report.cells[report.tasks[0].label, "mopo"].results] == [0, 1]
 
 
 def test_other_data_horizons_and_scales_are_other_rows(tmp_path: Path) -> None:
@@ -222,12 +241,44 @@ def test_unequal_seeds_give_the_lowest_numbers(tmp_path: Path) -> None:
 def test_a_task_that_a_method_lacks_is_left_out_of_the_aggregates(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [[100.0, 200.0]], seeds=[0, 1])
     make_run(tmp_path / "b", [[100.0, 200.0]], seeds=[0, 1], task=WALKER)
-    make_run(tmp_path / "c", [[100.0, 200.0]], seeds=[0, 1], algo="mobile")
+    for algo in ("mobile", "edac"):
+        make_run(tmp_path / algo, [[100.0, 200.0]], seeds=[0, 1], algo=algo)
     (found,) = aggregates(report_of(tmp_path))
     assert [task.dataset for task in found.tasks] == ["d4rl:hopper-medium-v2"]
-    assert list(found.seeds) == ["mobile", "mopo"]
+    assert list(found.seeds) == ["edac", "mobile", "mopo"]
     (note,) = found.notes
-    assert note == "D4RL walker2d-medium-v2, evaluated in Walker2d-v4 is left out: no finite returns with mobile"
+    assert note == "D4RL walker2d-medium-v2, evaluated in Walker2d-v4 is left out: not run with edac, mobile"
+
+
+def test_the_block_with_most_cells_is_taken_whoever_has_most_tasks(tmp_path: Path) -> None:
+    tasks = (HOPPER, WALKER, "halfcheetah-medium-v2", "hopper-medium-replay-v2")
+    for algo, of in {"edac": tasks[:2], "mobile": tasks[2:], "mopo": tasks[2:]}.items():
+        for task in of:
+            make_run(tmp_path / algo / task, [1.0], algo=algo, task=task)
+    (found,) = aggregates(report_of(tmp_path))
+    assert list(found.seeds) == ["mobile", "mopo"]
+    assert {task.dataset for task in found.tasks} == {f"d4rl:{task}" for task in tasks[2:]}
+    assert found.notes[0] == ("edac is left out: it was run on 2 of the 4 tasks, and it takes all methods on all tasks")
+    assert "D4RL hopper-medium-v2, evaluated in Hopper-v4 is left out: not run with mobile, mopo" in found.notes
+
+
+def test_pairs_say_which_tasks_they_leave_out(tmp_path: Path) -> None:
+    for task, returns in ((HOPPER, [100.0, math.nan]), (WALKER, [100.0, 200.0])):
+        make_run(tmp_path / task / "a", [returns], seeds=[0, 1], task=task)
+        make_run(tmp_path / task / "b", [[150.0, 150.0]], seeds=[0, 1], task=task, algo="mobile")
+    make_run(tmp_path / "c", [[math.inf, 1.0]], seeds=[0, 1], algo="edac")
+    pairs = {(pair.x, pair.y): pair for pair in improvements(report_of(tmp_path))}
+    kept = pairs["mobile", "mopo"]
+    assert kept.probability is not None
+    assert (kept.tasks, kept.probability.value) == (1, 1 / 2)
+    hopper = "D4RL hopper-medium-v2, evaluated in Hopper-v4 is left out of"
+    assert kept.notes == (f"{hopper} mobile against mopo: no finite returns with mopo",)
+    nothing = pairs["edac", "mobile"]
+    assert (nothing.tasks, nothing.probability) == (0, None)
+    assert nothing.notes == (f"{hopper} edac against mobile: no finite returns with edac",)
+    view = improvement_view(list(pairs.values()), "offline")
+    assert [(row[0].text, row[2].text) for row in view.rows if row[3].text == "0"] == [("edac", "–"), ("edac", "–")]
+    assert set(kept.notes + nothing.notes) <= set(view.notes)
 
 
 def test_a_method_with_few_tasks_does_not_keep_the_others_from_theirs(tmp_path: Path) -> None:
@@ -236,18 +287,37 @@ def test_a_method_with_few_tasks_does_not_keep_the_others_from_theirs(tmp_path: 
             make_run(tmp_path / task / algo, [1.0], algo=algo, task=task)
     (found,) = aggregates(report_of(tmp_path))
     assert (list(found.seeds), len(found.tasks)) == (["mobile", "mopo"], 3)  # 2 x 3 is more than 3 x 1
-    assert found.notes[0].startswith("edac is left out: it has finite returns on 1 of the 3 tasks")
+    assert found.notes[0].startswith("edac is left out: it was run on 1 of the 3 tasks")
 
 
 def test_a_return_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     make_run(tmp_path / "a", [[100.0, math.nan]], seeds=[0, 1])
     report = report_of(tmp_path)
     (cell,) = report.cells.values()
-    assert with_spread(cell.spread("final_return")) == "not finite ± not finite"
+    assert with_spread(cell.spread("final_return")) == with_spread(cell.spread("final_score"), True) == "not finite"
     (found,) = aggregates(report)
     assert found.estimates == {}
     assert "no finite returns with mopo" in found.notes[0]
     assert "nothing to aggregate" in found.notes[1]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_infinite_returns_are_said_without_warnings_and_bold_is_the_same_everywhere(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", np.array([[[math.inf, -math.inf], [1.0, 2.0]]]), seeds=[0, 1], task="pendulum")
+    make_run(tmp_path / "b", [[math.inf, math.inf]], seeds=[0, 1], algo="edac", task="pendulum")
+    make_run(tmp_path / "c", [[1.0, 3.0]], seeds=[0, 1], algo="mobile", task="pendulum")
+
+    def last() -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+        report = report_of(tmp_path)
+        rows, board = task_view(report, report.tasks[0]).rows[:-1], leaderboard(report, published=False).rows[0][3:]
+        return [(row[2].text, row[2].strong) for row in rows], [(entry.text, entry.strong) for entry in board]
+
+    rows, board = last()
+    assert rows == board == [("not finite", False), ("2.00 ± 1.41", False), ("not finite", False)]
+    make_run(tmp_path / "d", [[1.0, 1.0]], seeds=[0, 1], algo="rambo", task="pendulum")
+    rows, board = last()
+    assert rows == board
+    assert [strong for _, strong in rows] == [False, True, False, False]
 
 
 def test_raw_returns_have_pairs_but_no_aggregate(tmp_path: Path) -> None:
@@ -256,6 +326,7 @@ def test_raw_returns_have_pairs_but_no_aggregate(tmp_path: Path) -> None:
     report = report_of(tmp_path)
     assert aggregates(report) == []
     (pair,) = improvements(report)
+    assert pair.probability is not None
     assert pair.probability.value == 1 / 4  # -150 > -200 alone
 
 
