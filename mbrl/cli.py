@@ -33,7 +33,7 @@ from mbrl.data.validate import DatasetError
 from mbrl.evaluate import EvaluationError
 from mbrl.run import CHANGEABLE, INTERRUPTED, Run, normalise, open_evaluator, prepare, saved_config, saved_policy
 from mbrl.rundir import RunDirectory, asked_to_stop, read_json
-from mbrl.sweep import BASIC, Grid, Job, SweepError, register_sweeper
+from mbrl.sweep import BASIC, Grid, Job, SweepError, hydra_quoted, register_sweeper
 from mbrl.train import TrainingDiverged
 from mbrl.tune import StudySweeper
 
@@ -209,15 +209,20 @@ def print_config(overrides: list[str]) -> None:
 
 
 def hydra_verb(
-    config_name: str, words: list[str], job: Callable[[DictConfig, Path], int], go_on: Callable[[Path, list[str]], int]
+    verb: str,
+    words: list[str],
+    job: Callable[[DictConfig, Path], int],
+    go_on: Callable[[Path, list[str]], int],
+    config_name: str = "train",
 ) -> int:
     """Check the words, then let Hydra compose, make the run directory (or sweep), and call `job`.
 
     Args:
-        config_name: of the primary YAML file.
+        verb: of the command line.
         words: of the command line.
         job: makes a new run.
         go_on: called instead where the folder of a sweep's job holds a run already, with the words that it was given.
+        config_name: of the primary YAML file.
     """
     compose.check_overrides(words, config_name)
     register_sweeper(Grid)
@@ -249,7 +254,7 @@ def hydra_verb(
     entry.__module__ = "mbrl.cli"
     decorated = hydra.main(config_path=str(compose.config_folder()), config_name=config_name, version_base="1.3")(entry)
     before = sys.argv
-    sys.argv = [f"mbrl {config_name}", *overrides, *flags]  # Hydra's parser takes flags in the middle for an error
+    sys.argv = [f"mbrl {verb}", *overrides, *flags]  # Hydra's parser takes flags in the middle for an error
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `main`, which says them in one line
     try:
         decorated()
@@ -262,10 +267,16 @@ def hydra_verb(
 
 def sweep_folder(overrides: list[str]) -> list[str]:
     """The words of a sweep with one folder for all its runs, as a full path: its jobs may start anywhere."""
-    given = [word.split("=", 1)[1] for word in overrides if word.startswith(("run_dir=", "hydra.sweep.dir="))]
-    folder = Path(given[-1]) if given else Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    given = [word for word in overrides if word.startswith(("run_dir=", "hydra.sweep.dir="))]
+    folder = Path("multirun") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    if given:
+        text = given[-1].split("=", 1)[1]
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""  # for Hydra, as in run_dir="'a,b'"
+        folder = Path(text[1:-1] if quoted else text)
+        if not text:
+            raise ConfigError("run_dir= names no folder; give one, or leave it out")
     kept = [word for word in overrides if not word.startswith(("run_dir=", "hydra.sweep.dir="))]
-    return [*kept, f"hydra.sweep.dir='{folder.resolve()}'"]
+    return [*kept, f"hydra.sweep.dir={hydra_quoted(folder.resolve())}"]
 
 
 LOOK_AGAIN = 5
@@ -328,6 +339,10 @@ def train_verb(words: list[str]) -> int:
     if wants_help(words, TRAIN_HELP):
         return 0
     begun = run_to_resume("train", words)
+    if begun is not None and {"-m", "--multirun"} & set(words):
+        raise ConfigError(
+            "resume= is for one run and -m for many; a sweep goes on by its own command, with its run_dir="
+        )
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).train()
     return hydra_verb("train", words, start_run, go_on_training)
@@ -340,7 +355,7 @@ def fit_verb(words: list[str]) -> int:
     begun = run_to_resume("fit", words)
     if begun is not None:
         return resume_run(begun, [w for w in words if not w.startswith("resume=")]).fit_only()
-    return hydra_verb("train", words, fit_run, go_on_fitting)
+    return hydra_verb("fit", words, fit_run, go_on_fitting)
 
 
 def collect_verb(words: list[str]) -> int:
@@ -352,7 +367,7 @@ def collect_verb(words: list[str]) -> int:
     begun = run_to_resume("collect", words)
     if begun is not None:
         return resume_collection(begun, [w for w in words if not w.startswith("resume=")])
-    return hydra_verb("collect", words, start_collection, lambda path, _: resume_collection(path, []))
+    return hydra_verb("collect", words, start_collection, lambda path, _: resume_collection(path, []), "collect")
 
 
 def start_run(cfg: DictConfig, path: Path) -> int:
@@ -363,7 +378,7 @@ def start_run(cfg: DictConfig, path: Path) -> int:
 
 def changeable(words: Sequence[str]) -> list[str]:
     """Those overrides that a run which has begun may be given anew."""
-    return [word for word in words if word.startswith(CHANGEABLE)]
+    return [word.lstrip("+") for word in words if word.lstrip("+").startswith(CHANGEABLE)]
 
 
 def go_on_training(path: Path, words: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,7 @@ class Job:
 
     path: Path
     words: tuple[str, ...]
+    verb: str = "train"
 
     @property
     def name(self) -> str:
@@ -93,13 +94,20 @@ class Job:
         if held(self.path):
             return "elsewhere"
         meta = read_json(self.path / "meta.json")
-        return "finished" if meta.get("status") == "finished" and self.has_all_updates() else "unfinished"
+        return "finished" if meta.get("status") == "finished" and self.is_whole(meta) else "unfinished"
 
-    def has_all_updates(self) -> bool:
-        """Whether a finished run has as many updates as are asked for now."""
-        asked = dict(word.split("=", 1) for word in self.words).get("updates")
+    def is_whole(self, meta: Mapping[str, Any]) -> bool:
+        """Whether a finished run is all that is asked for now: trained, and for as many updates."""
+        if self.verb != "train":
+            return True
         path = self.path / "summary.json"
-        return asked is None or not path.exists() or read_json(path)["updates"] >= float(asked)
+        if not path.exists():
+            return "collection" in meta  # else only its model is fitted
+        asked = value_of(self.words, "updates")
+        try:
+            return asked is None or read_json(path)["updates"] >= float(asked)
+        except (TypeError, ValueError):
+            return True  # what it is, the configuration will say
 
     def check_words(self) -> None:
         """Refuse to take another run for this one.
@@ -111,6 +119,11 @@ class Job:
         if not path.exists():
             return
         said_before: Any = OmegaConf.to_container(OmegaConf.load(path))  # as it was written, interpolations and all
+        if value_of(said_before, "updates") is not None and value_of(self.words, "updates") is None:
+            raise ConfigError(
+                f"{self.path} was begun with updates={value_of(said_before, 'updates')}, and now none are named; give "
+                "them again, or more"
+            )
         before, now = settled(said_before), settled(self.words)
         if before != now:
             was, said = (" ".join(sorted(words)) or "nothing" for words in (before - now, now - before))
@@ -123,6 +136,17 @@ class Job:
 def settled(words: Sequence[str]) -> set[str]:
     """The overrides on which a run's result depends."""
     return {word for word in words if not word.lstrip("+").startswith((*CHANGEABLE, "hydra", "run_dir="))}
+
+
+def value_of(words: Sequence[str], key: str) -> Any:
+    """What overrides say of a key; None if nothing."""
+    found = [word for word in words if word.lstrip("+").split("=", 1)[0] == key]
+    return OverridesParser.create().parse_overrides(found[-1:])[0].value() if found else None
+
+
+def hydra_quoted(word: object) -> str:
+    """A word in quotes that Hydra takes off again."""
+    return "'" + str(word).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def keys(words: Sequence[str]) -> set[str]:
@@ -142,7 +166,7 @@ def job_name(words: Sequence[str]) -> str:
     return name
 
 
-def jobs_of(overrides: Sequence[Override], folder: Path) -> list[Job]:
+def jobs_of(overrides: Sequence[Override], folder: Path, verb: str = "train") -> list[Job]:
     """All combinations of the values that overrides name, in Hydra's order.
 
     Raises:
@@ -159,7 +183,7 @@ def jobs_of(overrides: Sequence[Override], folder: Path) -> list[Job]:
     for words in combinations:
         by_key = {word.split("=", 1)[0]: word for word in words}
         name = job_name([by_key[key] for key in order if key in by_key])
-        jobs.append(Job(folder / name, tuple(words)))
+        jobs.append(Job(folder / name, tuple(words), verb))
     paths = [job.path for job in jobs]
     for job in jobs:
         if paths.count(job.path) > 1:
@@ -197,9 +221,17 @@ class Grid(Sweeper):
         """
         assert self.config is not None
         assert self.hydra_context is not None
+        check_cluster(self.config)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         folder = Path(self.config.hydra.sweep.dir)
-        jobs = jobs_of(parser.parse_overrides(arguments), folder)
+        size = self.max_batch_size
+        if size is not None and (type(size) is not int or size < 1):
+            raise ConfigError(
+                f"hydra.sweeper.max_batch_size={size}: expected a whole number, 1 or more, or null for all"
+            )
+        if (folder / "study.json").exists():
+            raise ConfigError(f"{folder} holds a study of hydra/sweeper=optuna; choose another run_dir")
+        jobs = jobs_of(parser.parse_overrides(arguments), folder, sys.argv[0].split()[-1])
         states = [job.state() for job in jobs]
         left = [job for job, state in zip(jobs, states, strict=True) if state in ("new", "unfinished")]
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,25 +250,29 @@ class Grid(Sweeper):
         except KeyboardInterrupt:
             stopped = True
         self.show(jobs, failures)
-        again = shlex.join([*sys.argv[0].split(), *(w for w in sys.argv[1:] if "sweep.dir=" not in w)])
+        words = [word for word in sys.argv[1:] if "sweep.dir=" not in word]
+        again = shlex.join([*sys.argv[0].split(), *words, f"run_dir={hydra_quoted(folder)}"])
         if stopped:
-            self.console.print(f"stopped; go on with: {again} run_dir={folder}", markup=False)
+            self.console.print(f"stopped; go on with: {again}", markup=False)
             raise KeyboardInterrupt
         if failures:
             raise SweepError(
-                f"{len(failures)} of {len(jobs)} runs have failed: {grouped(failures)}. To try these again: "
-                f"{again} run_dir={folder}"
+                f"{len(failures)} of {len(jobs)} runs have failed: {grouped(failures)}. To try these again: {again}"
             )
-        self.console.print(f"compare them with: mbrl report {folder}", markup=False)
+        self.console.print(f"compare them with: mbrl report {shlex.quote(str(folder))}", markup=False)
         return jobs
 
     def launch(self, batch: Sequence[Job], first: int) -> Sequence[JobReturn]:
-        """Hand some runs to the launcher; a launcher that does not work is a failure of each."""
+        """Hand some runs to the launcher.
+
+        Raises:
+            SweepError: it failed before any run began.
+        """
         self.validate_batch_is_legal([job.words for job in batch])
         try:
             return hand_over(self.launcher, batch, first, self.console)
         except Exception as error:
-            return [JobReturn(status=JobStatus.FAILED, _return_value=reason(error)) for _ in batch]
+            raise SweepError(f"the launcher failed before any run began: {reason(error)}") from error
 
     def announce(self, folder: Path, states: Sequence[State]) -> None:
         """What there is to do."""
@@ -262,6 +298,28 @@ class Grid(Sweeper):
         self.console.print(table)
 
 
+def check_cluster(config: DictConfig) -> None:
+    """Ray waits for minutes for a head that is not there; find that out at once.
+
+    Raises:
+        ConfigError: nothing answers at the address of `hydra/launcher=ray_cluster`.
+    """
+    address = OmegaConf.select(config, "hydra.launcher.ray.init.address")
+    if address in (None, "local"):
+        return
+    if address == "auto":
+        file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # where `ray start` leaves it
+        address = file.read_text().strip() if file.exists() else ""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"hydra/launcher=ray_cluster: no Ray cluster answers at {address or 'an address that is known'} ({error}). "
+            "Start one by `ray start --head`, give RAY_ADDRESS=HOST:PORT, or take hydra/launcher=ray, which starts its own"
+        ) from None
+
+
 def hand_over(launcher: Launcher, jobs: Sequence[Job], first: int, console: Console) -> Sequence[JobReturn]:
     """Have a launcher make some runs, each in its folder; runs that are lost with a worker go on in another.
 
@@ -275,12 +333,12 @@ def hand_over(launcher: Launcher, jobs: Sequence[Job], first: int, console: Cons
         KeyboardInterrupt: the runs were asked to stop, and have saved.
         Exception: whatever the launcher raises before any run has begun.
     """
-    words = [[*job.words, f"hydra.sweep.subdir='{job.name}'"] for job in jobs]
+    words = [[*job.words, f"hydra.sweep.subdir={hydra_quoted(job.name)}"] for job in jobs]
     watch: Watch | None = None
     if not isinstance(launcher, Plugins.instance().class_name_to_class[BASIC]):
         watch = Watch(jobs, console)
         for given in words:
-            given.append(f"+hydra.job.env_set.{STOP_FILE}='{watch.file}'")
+            given.append(f"+hydra.job.env_set.{STOP_FILE}={hydra_quoted(watch.file)}")
             if "progress" not in keys(given):  # several runs at once would draw their bars over each other
                 given.append("progress=false")
     with watch or contextlib.nullcontext():

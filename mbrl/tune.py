@@ -47,7 +47,7 @@ from mbrl.rollout.estimate import PessimisticReturn, pessimistic_return
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.run import estimate_horizon, prepare, saved_policy, show_fit, start_observations
 from mbrl.rundir import StopRequest, held, lock, read_json, write_json
-from mbrl.sweep import Job, hand_over
+from mbrl.sweep import Job, check_cluster, hand_over
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -59,7 +59,10 @@ Space = dict[str, "BaseDistribution"]
 
 SAMPLERS = ("gp", "tpe", "random")
 
-INDIFFERENT = ("device", "compile", "logger", "wandb", "progress", "log_every", "checkpoint_seconds", "store")
+INDIFFERENT = (
+    "device", "threads", "compile", "logger", "wandb", "progress", "log_every", "checkpoint_seconds", "store",
+    "eval.background",
+)  # fmt: skip
 """Keys, or their beginnings, that a study may be given anew when it goes on: no result depends on them."""
 
 HOPELESS = 5
@@ -380,15 +383,24 @@ class Study:
                 refuse_changes(folder, known, identity)
                 self.name = str(known["name"])
             else:
-                if (folder / "meta.json").exists() or any(folder.glob("trial_*")):
+                if (folder / "meta.json").exists() or any(folder.glob("*/.hydra")):
                     raise ConfigError(f"{folder} holds runs and no study.json; choose another run_dir")
                 self.name = f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}"
-                write_json(folder / "study.json", {"name": self.name, **identity})
-            self.storage = open_storage(folder, storage)
-            self.optuna = optuna.create_study(
-                storage=self.storage, study_name=self.name, direction="maximize", load_if_exists=True,
-                sampler=optuna.samplers.RandomSampler(),
-            )  # fmt: skip
+            try:
+                self.storage = open_storage(folder, storage)
+                self.optuna = optuna.create_study(
+                    storage=self.storage, study_name=self.name, direction="maximize", load_if_exists=True,
+                    sampler=optuna.samplers.RandomSampler(),
+                )  # fmt: skip
+            except Exception as error:
+                if storage is None:
+                    raise
+                kind = storage.partition(":")[0]  # the rest may hold a password
+                raise ConfigError(
+                    f"hydra.sweeper.storage={kind}:... cannot be used ({type(error).__name__}); expected a URL that "
+                    "Optuna knows, as sqlite:///study.db, or null for a file in the study"
+                ) from error
+            write_json(folder / "study.json", {"name": self.name, **identity})
             strangers = sorted(folder.glob("trial_*"))[len(self.trials()) :]
             if strangers:  # taking them for new trials would give them settings that are not theirs
                 raise ConfigError(
@@ -551,6 +563,7 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until the study has its number."""
         self.check_settings()
+        check_cluster(self.cfg)
         needs_optuna(self.sampling["sampler"])
         space, fixed = parse_space([*(f"{key}={value}" for key, value in self.params.items()), *arguments], self.loader)
         if not space:
@@ -589,10 +602,21 @@ class StudySweeper(Sweeper):
         Raises:
             ConfigError: names the key, the value and what was expected.
         """
-        counts = {"trials": (self.total, 1), "jobs": (self.jobs, 1), "startup": (self.sampling["startup"], 0)}
+        counts = {
+            "trials": (self.total, 1),
+            "jobs": (self.jobs, 1),
+            "startup": (self.sampling["startup"], 0),
+            "seed": (self.sampling["seed"], 0),
+            "judge.seed": (self.judge_settings["seed"], 0),
+            "judge.members": (self.judge_settings["members"], 1),
+            "judge.horizon": (1 if self.judge_settings["horizon"] is None else self.judge_settings["horizon"], 1),
+        }
         for name, (count, least) in counts.items():
             if type(count) is not int or count < least:
                 raise ConfigError(f"hydra.sweeper.{name}={count}: expected a whole number, {least} or more")
+        pessimism = self.judge_settings["pessimism"]
+        if type(pessimism) not in (int, float) or not pessimism >= 0:
+            raise ConfigError(f"hydra.sweeper.judge.pessimism={pessimism}: expected a number, 0 or more")
         if self.objective not in ("return", "model"):
             raise ConfigError(f"hydra.sweeper.objective={self.objective} is unknown; it is return or model")
         if self.sampling["sampler"] not in SAMPLERS:

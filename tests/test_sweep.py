@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,50 @@ def test_a_run_that_fails_does_not_keep_others_from_being_made(
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
         "algo=sac_n,task=refrigerator,learner.critics=2"
     ]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (["hydra.sweeper.max_batch_size=-1"], "max_batch_size=-1: expected a whole number, 1 or more"),
+        (["run_dir="], "run_dir= names no folder"),
+        (["resume=somewhere"], "a sweep goes on by its own command"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "the launcher failed before any run began: n_jobs == 0"),
+        (
+            ["hydra/launcher=ray_cluster", "hydra.launcher.ray.init.address=127.0.0.1:1"],
+            "no Ray cluster answers at 127",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_said_at_once(
+    mistake: list[str], said: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["task=refrigerator", "algo=sac_n", "seed=0,1", "updates=100", f"run_dir={tmp_path / 'sweep'}"]
+    assert main(["train", "-m", *TINY, *given, f"store={store}", *mistake]) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert runs(tmp_path / "sweep") == []
+
+
+def test_a_fitted_model_is_no_trained_run(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a 'sweep' of one, two"
+    given = ["task=refrigerator", "seed=0,1", *TINY, f"store={store}", f'run_dir="{folder}"']
+    assert main(["fit", "-m", *given]) == 0
+    assert len(runs(folder)) == 2
+    assert main(["fit", "-m", *given]) == 0
+    assert "2 finished before" in capsys.readouterr().out
+    assert main(["train", "-m", *given]) == 0
+    assert "2 to go on with" in capsys.readouterr().out
+    assert all(read_json(run / "summary.json")["status"] == "finished" for run in runs(folder))
+
+
+def test_a_length_that_was_named_must_be_named_again(store: Path, tmp_path: Path, capsys: Any) -> None:
+    given = ("task=refrigerator", "algo=sac_n", "seed=0")
+    assert sweep(*given, "updates=100", folder=tmp_path, store=store) == 0
+    assert sweep(*given, folder=tmp_path, store=store) == 1
+    assert "was begun with updates=100, and now none are named" in capsys.readouterr().err
+    assert sweep(*given, "++updates=200", folder=tmp_path, store=store) == 0
+    assert read_json(runs(tmp_path)[0] / "summary.json")["updates"] == 200
 
 
 def test_values_that_would_share_a_folder_are_refused(

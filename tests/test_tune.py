@@ -448,6 +448,7 @@ def test_without_a_simulator_a_judge_decides(words: list[str], tmp_path: Path, c
             "judges policies in a fitted model: give dynamics=ensemble",
         ),
         (["hydra.sweeper.objective=model", "hydra.sweeper.judge.members=1"], "a bound over members needs two or more"),
+        (["hydra.sweeper.judge.pessimism=a"], "hydra.sweeper.judge.pessimism=a: expected a number, 0 or more"),
         (["hydra.sweeper.trials=0"], "hydra.sweeper.trials=0: expected a whole number, 1 or more"),
         (["dynamics.members=range(1,4)"], "dynamics.members may become 1, fewer than dynamics.elites=2"),
         (["rollout.length=range(0,4)"], "rollout.length=0: expected a whole number, 1 or more"),
@@ -468,6 +469,15 @@ def test_a_mistake_is_said_before_anything_runs(
     assert main([*kept, *(word for word in mistake if not word.startswith("~")), f"run_dir={path}"]) == 1
     assert said in " ".join(capsys.readouterr().err.split())
     assert not path.exists()
+
+
+def test_a_wrong_storage_leaves_no_study(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study"
+    assert main([*words, "hydra.sweeper.storage=sqlit://user:secret@host/x.db", f"run_dir={path}"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "hydra.sweeper.storage=sqlit:... cannot be used" in said
+    assert "secret" not in said
+    assert not (path / "study.json").exists()
 
 
 def test_the_sweeper_needs_a_sweep_of_training_runs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
