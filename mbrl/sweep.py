@@ -315,8 +315,8 @@ def check_cluster(config: DictConfig) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"hydra/launcher=ray_cluster: no Ray cluster answers at {address or 'an address that is known'} ({error}). "
-            "Start one by `ray start --head`, give RAY_ADDRESS=HOST:PORT, or take hydra/launcher=ray, which starts its own"
+            f"hydra/launcher=ray_cluster: no Ray cluster answers at {address or 'an address that is known'} ({error}); "
+            "start one by `ray start --head`, give RAY_ADDRESS=HOST:PORT, or take hydra/launcher=ray"
         ) from None
 
 
