@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +74,22 @@ class Improvement:
     notes: tuple[str, ...]
 
 
+def _rliable() -> Any:
+    """The package, with its parts."""
+    import rliable.library
+    import rliable.metrics
+    from absl import logging
+
+    # rliable brings absl, whose handler keeps what standard error was at its import, and closes it when logging is set
+    # up again, as Hydra does: a notebook's or a test's output would be gone.
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
+    return rliable
+
+
 def rliable_missing() -> str:
     """Empty if rliable can be imported; else what to do."""
     try:
-        import rliable.library  # noqa: F401
+        _rliable()
     except ImportError as error:
         return f"rliable cannot be imported ({error}): pip install 'offline-mbrl[report]'"
     return ""
@@ -196,7 +209,7 @@ def score_matrix(cells: Sequence[Cell], name: str) -> tuple[FloatArray, list[str
 
 def summary_metrics(scores: FloatArray) -> FloatArray:
     """`METRICS` of scores (seeds, tasks)."""
-    from rliable import metrics
+    metrics = _rliable().metrics
 
     return np.array(
         [
@@ -225,7 +238,7 @@ def improvement_probability(x: FloatArray, y: FloatArray) -> FloatArray:
 
 def intervals(function: Callable[..., FloatArray], *matrices: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The function of the matrices, (n,), and both ends of its interval; NaN ends where a matrix has one seed."""
-    from rliable.library import get_interval_estimates
+    get_interval_estimates = _rliable().library.get_interval_estimates
 
     value = function(*matrices)
     if min(len(matrix) for matrix in matrices) < 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from mbrl.report.aggregates import (
     improvement_probability,
     improvements,
     profile,
+    rliable_missing,
     same_draws,
 )
 from mbrl.report.runs import collect
@@ -335,3 +338,13 @@ def test_raw_returns_have_pairs_but_no_aggregate(tmp_path: Path) -> None:
 )
 def test_numbers_for_people(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_standard_error_outlives_another_set_up_of_logging() -> None:
+    """Absl's handler, which rliable brings, would close the stream that it has found at its import."""
+    assert rliable_missing() == ""
+    logging.shutdown()  # as Hydra's configuration of logging does
+    handlers = [handler() for handler in logging._handlerList]
+    kept = [handler.python_handler.stream for handler in handlers if type(handler).__name__ == "ABSLHandler"]
+    assert kept == [sys.__stderr__]
+    assert not sys.__stderr__.closed
