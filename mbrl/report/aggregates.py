@@ -158,7 +158,7 @@ def largest_block(report: Report, tasks: Sequence[Task]) -> tuple[list[str], lis
     """Methods and tasks that have no gap between them, and what was left out for that.
 
     Candidates are the tasks of every method, and those that two methods share, each with all methods that have them.
-    The one with most cells is taken, of equally many one that compares methods, then the one with more tasks.
+    The one with most cells is taken, of equally many the one with more tasks, then the first.
     """
     usable = {
         method: frozenset(task.label for task in tasks if _finite(report.cells.get((task.label, method))))
@@ -167,7 +167,7 @@ def largest_block(report: Report, tasks: Sequence[Task]) -> tuple[list[str], lis
     }
     candidates = dict.fromkeys([*usable.values(), *(x & y for x, y in itertools.combinations(usable.values(), 2))])
     blocks = [(labels, [method for method in usable if labels <= usable[method]]) for labels in candidates]
-    labels, inside = max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[1]) > 1, len(block[0])))
+    labels, inside = max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[0])))
     notes = []
     for method in usable:
         if method not in inside:
