@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+
+from mbrl.data.builtin import pendulum_log
 
 # The networks of the tests are tiny, and several test processes may share the cores: more threads only wait.
 torch.set_num_threads(1)
@@ -12,3 +17,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two episodes of the pendulum, as a user's own file: no environment id in it."""
+    path = tmp_path_factory.mktemp("data") / "log.npz"
+    rows = {k: v[:400] for k, v in pendulum_log(controlled=True).items() if v.ndim and not k.startswith("action_")}
+    np.savez(path, **rows)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of a module keep and find fitted models."""
+    return tmp_path_factory.mktemp("store")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-
-import mbrl
+from helpers import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(mbrl.__file__).resolve().parent.parent / "scripts" / "reproduce" / "belief_table.py"
-    spec = importlib.util.spec_from_file_location("belief_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("belief_table")
 
 
 def test_the_interval_of_a_mean_narrows_with_independent_seeds(script: ModuleType) -> None:

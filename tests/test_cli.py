@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from mbrl import compose
 from mbrl.cli import main
-from mbrl.data.builtin import pendulum_log
 from mbrl.log import read_metrics
 from mbrl.run import saved_policy
 
@@ -48,20 +47,6 @@ SUMMARY = {
     "status", "updates", "seeds", "behaviour_return_mean", "final_return_mean", "final_score_mean", "per_seed",
     "updates_per_second", "wall_seconds",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes of the pendulum, as a user's own file: no environment id in it."""
-    path = tmp_path_factory.mktemp("data") / "log.npz"
-    rows = {k: v[:400] for k, v in pendulum_log(controlled=True).items() if v.ndim and not k.startswith("action_")}
-    np.savez(path, **rows)  # type: ignore[arg-type]
-    return path
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture

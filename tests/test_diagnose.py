@@ -35,11 +35,6 @@ SCORE = ["filter=[morec]", "score.hidden=[16]", "score.steps=20", "score.batch_s
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(scope="module")
 def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the refrigerator with two seeds and a score."""
     path = tmp_path_factory.mktemp("runs") / "refrigerator"

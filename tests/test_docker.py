@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import LINTERS
 
 import mbrl
 
@@ -66,7 +66,7 @@ def test_every_install_obeys_the_constraints_and_torch_comes_first() -> None:
     installs = [command.strip() for rest in rests("RUN") for command in rest.split("&&") if "pip install" in command]
     torch, others, requirements, package = installs
     assert "--no-deps --requirement torch.txt" in torch
-    assert "${TORCH_INDEX:+--index-url" in torch
+    assert "${TORCH_INDEX:+-i " in torch
     assert "--no-deps" in package
     for install in (others, requirements):
         assert "--constraint constraints.txt" in install
@@ -189,10 +189,7 @@ def test_compose_for_gpus_changes_image_index_and_devices_of_every_service() -> 
         assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
-@pytest.mark.skipif(
-    not (shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")),
-    reason="hadolint comes with the dev extra on Linux x86-64",
-)
+@LINTERS
 def test_lint() -> None:
     done = subprocess.run([ROOT / "docker" / "check.sh", "--lint"], env=path(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

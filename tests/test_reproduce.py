@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import LINTERS
 
 from mbrl.data.sources import load_dataset
 from mbrl.data.tasks import all_tasks, find_task
@@ -160,9 +161,9 @@ def test_scripts_are_shell(script: Path) -> None:
     assert os.access(script, os.X_OK) or script.name == "suite.sh"
 
 
+@LINTERS
 def test_scripts_are_clean() -> None:
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if found is None:
-        pytest.skip("shellcheck comes with the dev extra on Linux x86-64")
+    assert found is not None, "shellcheck is of the dev extra: pip install -e '.[dev]'"
     done = subprocess.run([found, "-x", *SCRIPTS.glob("*.sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from mbrl import compose
 from mbrl.cli import main
 from mbrl.compose import ConfigError
-from mbrl.data.builtin import pendulum_log
 from mbrl.sweep import register_sweeper
 from mbrl.tune import (
     Study,
@@ -48,14 +47,6 @@ TINY = [
 ]  # fmt: skip
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SPACE = ["dynamics.members=range(2,4)", "rollout.length=range(1,4)", "penalty=max_aleatoric,ensemble_std"]
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "log.npz"
-    rows = {k: v[:400] for k, v in pendulum_log(controlled=True).items() if v.ndim and not k.startswith("action_")}
-    np.savez(path, **rows)  # type: ignore[arg-type]
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers import load_script
 
-import mbrl
 from mbrl.data.builtin import pendulum_log
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(mbrl.__file__).resolve().parent.parent / "scripts" / "reproduce" / "uncertainty.py"
-    spec = importlib.util.spec_from_file_location("uncertainty_study", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("uncertainty")
 
 
 def test_the_study_is_made_once_and_goes_on_where_it_was(

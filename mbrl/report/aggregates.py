@@ -74,16 +74,15 @@ class Improvement:
     notes: tuple[str, ...]
 
 
-def _rliable() -> Any:
-    """The package, with its parts."""
-    import rliable.library
-    import rliable.metrics
+def _rliable() -> tuple[Any, Any]:
+    """Its bootstrap and its metrics."""
     from absl import logging
+    from rliable import library, metrics
 
     # rliable brings absl, whose handler keeps what standard error was at its import, and closes it when logging is set
     # up again, as Hydra does: a notebook's or a test's output would be gone.
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
-    return rliable
+    return library, metrics
 
 
 def rliable_missing() -> str:
@@ -209,7 +208,7 @@ def score_matrix(cells: Sequence[Cell], name: str) -> tuple[FloatArray, list[str
 
 def summary_metrics(scores: FloatArray) -> FloatArray:
     """`METRICS` of scores (seeds, tasks)."""
-    metrics = _rliable().metrics
+    _, metrics = _rliable()
 
     return np.array(
         [
@@ -238,7 +237,7 @@ def improvement_probability(x: FloatArray, y: FloatArray) -> FloatArray:
 
 def intervals(function: Callable[..., FloatArray], *matrices: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The function of the matrices, (n,), and both ends of its interval; NaN ends where a matrix has one seed."""
-    get_interval_estimates = _rliable().library.get_interval_estimates
+    bootstrap, _ = _rliable()
 
     value = function(*matrices)
     if min(len(matrix) for matrix in matrices) < 2:
@@ -246,7 +245,7 @@ def intervals(function: Callable[..., FloatArray], *matrices: FloatArray) -> tup
         return value, nothing, nothing
     data: Any = matrices[0] if len(matrices) == 1 else list(matrices)
     with same_draws():
-        _, found = get_interval_estimates({"": data}, function, reps=REPETITIONS)
+        _, found = bootstrap.get_interval_estimates({"": data}, function, reps=REPETITIONS)
     return value, found[""][0], found[""][1]
 
 

@@ -114,10 +114,10 @@ def test_ours_is_rliables_probability() -> None:
 
 
 def test_ours_is_rliables_profile() -> None:
-    from rliable.library import score_distributions
+    from rliable import library as bootstrap
 
     scores, thresholds = np.random.default_rng(0).normal(size=(5, 3)), np.linspace(-2, 2, 9)
-    assert profile(scores, thresholds) == pytest.approx(score_distributions(scores, thresholds))
+    assert profile(scores, thresholds) == pytest.approx(bootstrap.score_distributions(scores, thresholds))
 
 
 def test_the_same_report_twice_and_nobody_elses_draws(two_by_two: Report) -> None:
