@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -349,6 +349,37 @@ def lock(folder: Path) -> BinaryIO:
             file.close()
             raise BlockingIOError(f"another process is working in {folder}; wait for it, or stop it first") from None
     return file
+
+
+def lock_when_free(
+    folder: Path,
+    *,
+    seconds: float,
+    on_wait: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> BinaryIO:
+    """`lock`, waiting for another process to let go.
+
+    Args:
+        folder: to hold.
+        seconds: between looks.
+        on_wait: called once if it is not free at once.
+        should_stop: asked while waiting.
+
+    Raises:
+        BlockingIOError: asked to stop while another process held it.
+    """
+    waiting = False
+    while True:
+        try:
+            return lock(folder)
+        except BlockingIOError:
+            if not waiting:
+                on_wait()
+            waiting = True
+            if should_stop():
+                raise
+            time.sleep(seconds)
 
 
 def held(folder: Path) -> bool:

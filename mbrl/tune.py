@@ -46,7 +46,7 @@ from mbrl.nets import generator
 from mbrl.rollout.estimate import PessimisticReturn, pessimistic_return
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
 from mbrl.run import estimate_horizon, prepare, saved_policy, show_fit, start_observations
-from mbrl.rundir import StopRequest, held, lock, read_json, write_json
+from mbrl.rundir import StopRequest, held, lock, lock_when_free, read_json, write_json
 from mbrl.sweep import Job, check_cluster, hand_over
 
 if TYPE_CHECKING:
@@ -331,14 +331,7 @@ def first(pair: Any) -> Any:
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, waiting for it."""
-    while True:
-        try:
-            file = lock(folder)
-        except BlockingIOError:
-            time.sleep(0.05)
-            continue
-        break
-    with file:
+    with lock_when_free(folder, seconds=0.05):
         yield
 
 

@@ -25,7 +25,7 @@ from mbrl import capture, nets, optim, spectral
 from mbrl.checkpoint import CheckpointError, load_latest, save_checkpoint
 from mbrl.dynamics import ensemble
 from mbrl.dynamics.ensemble import FitStopped
-from mbrl.rundir import lock
+from mbrl.rundir import lock_when_free
 from mbrl.types import Fittable, StateDict
 
 WAIT_SECONDS = 0.5
@@ -125,21 +125,14 @@ def _wait_for_turn(
     Raises:
         FitInterrupted: asked to stop while waiting.
     """
-    waiting = False
     for folder in folders:
-        while True:
-            try:
-                locks.enter_context(lock(folder))
-                break
-            except BlockingIOError:
-                if not waiting:
-                    on_wait()
-                    waiting = True
-                if should_stop():
-                    raise FitInterrupted("asked to stop while another process was fitting the same model") from None
-                time.sleep(WAIT_SECONDS)
-            except OSError:  # a file system without locks: then it is fitted more than once, to the same numbers
-                break
+        try:
+            held = lock_when_free(folder, seconds=WAIT_SECONDS, on_wait=on_wait, should_stop=should_stop)
+        except BlockingIOError:
+            raise FitInterrupted("asked to stop while another process was fitting the same model") from None
+        except OSError:  # a file system without locks: then it is fitted more than once, to the same numbers
+            continue
+        locks.enter_context(held)
 
 
 def _fit(
