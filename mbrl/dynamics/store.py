@@ -80,7 +80,7 @@ def fit_or_load(
             a resumed run never depends on what other runs have put into the store since.
         save_seconds: how often the state of an unfinished fit is written.
         on_progress: called with every report of the fit.
-        on_wait: called once if another process is fitting the same: its result is waited for.
+        on_wait: called where another process is fitting a seed of the same: its result is waited for.
         should_stop: asked between the reports and while waiting; when true, the state of the last report is written and
             `FitInterrupted` raised.
 
