@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from mbrl.checkpoint import atomic_write
 from mbrl.log import read_metrics
-from mbrl.rundir import FloatArray, RunDirectory, read_json
+from mbrl.rundir import FloatArray, RunDirectory, read_json, real_steps
 
 _BLUE, _GREY, _ORANGE = "#1f5fa8", "#666666", "#c8640a"
 _COLUMNS = 3
@@ -41,7 +41,7 @@ def learning_curve(run_dir: Path) -> Path:
     axes = figure.add_subplot()
     online = run.meta.get("online")
     if online is not None:
-        updates = online["warm_up"] + updates / online["updates_per_step"]
+        updates = real_steps(updates, online)
     _curve(axes, updates, by_seed, returns[:, 0] if len(run.seeds) == 1 else by_seed, run.seeds)
     for key, text, style in (
         ("behaviour_return_max", "dataset, best episode", (0, (1, 1.5))),

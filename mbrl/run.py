@@ -58,7 +58,6 @@ CHANGEABLE = (
 )  # fmt: skip
 """Keys, or their beginnings, that a resumed run may be given anew."""
 
-
 WAITING = "another process is fitting the same already; its result is waited for"
 
 

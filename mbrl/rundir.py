@@ -87,6 +87,12 @@ def git_state() -> dict[str, Any]:
         return {}
 
 
+def real_steps(updates: FloatArray, plan: Mapping[str, Any]) -> FloatArray:
+    """How many real steps an online run has made at its updates (K,), by the `online` entry of its `meta.json`."""
+    steps: FloatArray = plan["warm_up"] + updates / plan["updates_per_step"]
+    return steps
+
+
 def final_performance(returns: FloatArray, scores: FloatArray | None, seeds: Sequence[int]) -> dict[str, Any]:
     """The numbers that go into tables, from raw returns and scores (K evaluations, S seeds, episodes) alone.
 
@@ -415,7 +421,6 @@ class StopRequest:
     ```
     Ctrl-C once a stop has been requested raises KeyboardInterrupt at once. The handlers of before come back on exit.
     Outside the main thread Python allows no handlers, and only the file is heard.
-
     """
 
     def __init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from mbrl.checkpoint import atomic_write
 from mbrl.finding import COLOURS, tidy
 from mbrl.plots import save_figure
 from mbrl.rundir import read_json
+from mbrl.score.quality import rank_correlation
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -225,12 +227,7 @@ def position(what: BaseDistribution, value: Any) -> float:
 
 def spearman(x: FloatArray, y: FloatArray) -> float:
     """Rank correlation; 0 where one of the two never changes. Equal values share their mean rank."""
-    ranks = []
-    for column in (x, y):
-        _, where, count = np.unique(column, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[where])
-    spread = ranks[0].std() * ranks[1].std()
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread > 0 else 0.0
+    return float(rank_correlation(torch.from_numpy(x), torch.from_numpy(y)))
 
 
 def importances(done: Sequence[FrozenTrial]) -> dict[str, float]:

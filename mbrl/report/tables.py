@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mbrl.report.runs import Method, Run, methods_of, short_names
-from mbrl.rundir import FloatArray, final_performance
+from mbrl.rundir import FloatArray, final_performance, real_steps
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Cell:
         """(K,) what the curve stands over: updates, or of an online run real steps."""
         updates = np.asarray(self.protocol.updates, np.float64)
         plan = self.results[0].run.online
-        return updates if plan is None else plan["warm_up"] + updates / plan["updates_per_step"]
+        return updates if plan is None else real_steps(updates, plan)
 
 
 @dataclass(frozen=True)

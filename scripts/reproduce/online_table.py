@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from mbrl.edge.measure import mean_interval
 from mbrl.plots import save_figure
+from mbrl.rundir import real_steps
 
 FRACTIONS = (0.5, 0.8, 0.95)
 FLATNESS = ("lipschitz/local_mean", "lipschitz/value_error", "lipschitz/value_error_relative")
@@ -47,7 +48,7 @@ class Curve:
         meta = json.loads((run / "meta.json").read_text())
         online = meta["online"]
         with np.load(run / "returns.npz") as file:
-            steps = online["warm_up"] + file["updates"] / online["updates_per_step"]
+            steps = real_steps(file["updates"], online)
             returns = file["returns"].mean(-1)
         seconds = (
             json.loads((run / "summary.json").read_text())["wall_seconds"] if (run / "summary.json").exists() else 0
