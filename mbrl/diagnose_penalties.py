@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from torch import Tensor
 
+from mbrl.dynamics.ensemble import scaler
 from mbrl.edge.measure import auroc
 from mbrl.finding import COLOURS, Finding, quiet_table, tidy
 from mbrl.nets import generator, rand, randn
@@ -399,8 +400,7 @@ def out_of_data(
     """
     data = case.problem.dataset.transitions
     columns = torch.cat([data.obs, data.action], -1)
-    std, mean = torch.std_mean(columns, 0)
-    std = torch.where(std > 0, std, 1.0)
+    mean, std = scaler(columns)
     source = generator(0, "penalties", "neighbours")
     pick = torch.randperm(len(columns), generator=source)[:rows]
     table = (columns[pick] - mean) / std

@@ -45,7 +45,7 @@ from mbrl.log import progress_bar
 from mbrl.nets import generator
 from mbrl.rollout.estimate import PessimisticReturn, pessimistic_return
 from mbrl.rollout.filters import Clip, FilterChain, Terminate
-from mbrl.run import estimate_horizon, prepare, saved_policy, show_fit, start_observations
+from mbrl.run import CHANGEABLE, estimate_horizon, prepare, saved_policy, show_fit, start_observations
 from mbrl.rundir import StopRequest, held, lock, lock_when_free, read_json, write_json
 from mbrl.sweep import Job, check_cluster, hand_over
 
@@ -59,10 +59,7 @@ Space = dict[str, "BaseDistribution"]
 
 SAMPLERS = ("gp", "tpe", "random")
 
-INDIFFERENT = (
-    "device", "threads", "compile", "logger", "wandb", "progress", "log_every", "checkpoint_seconds", "store",
-    "eval.background",
-)  # fmt: skip
+INDIFFERENT = tuple(key for key in CHANGEABLE if key not in ("updates", "eval.every", "fit_gate"))
 """Keys, or their beginnings, that a study may be given anew when it goes on: no result depends on them."""
 
 HOPELESS = 5
