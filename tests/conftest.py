@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import absl_handler
 
 from mbrl.data.builtin import pendulum_log
 
 # The networks of the tests are tiny, and several test processes may share the cores: more threads only wait.
 torch.set_num_threads(1)
+
+# It closes the standard error that it has found at its import, which is pytest's, when Hydra sets up logging again.
+absl_handler().stream = sys.__stderr__
 
 
 @pytest.fixture(autouse=True)
