@@ -485,7 +485,6 @@ def test_options_of_ones_own_folder(words: list[str], tmp_path: Path, capsys: py
 
 
 def test_tensorboard(words: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main([*words, "logger=tensorboard"]) == 0
@@ -495,7 +494,6 @@ def test_tensorboard(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_logger_may_be_added_at_a_resume(words: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     assert main(words) == 0
     assert main(["train", f"resume={tmp_path / 'run'}", "logger=tensorboard"]) == 0
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))

@@ -187,7 +187,6 @@ def test_run_directory_has_curve_metrics_and_snapshots(pendulum: tuple[Path, Pat
 
 
 def test_real_terminations_of_mujoco_stay_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mujoco")
     assert main(["collect", *HOPPER, f"out={tmp_path / 'sets'}", f"run_dir={tmp_path / 'run'}"]) == 0
     for level in LEVELS:
         dataset = load_dataset(str(tmp_path / f"sets/mbrl/hopper-v5/{level}-v0"))

@@ -75,8 +75,6 @@ ENVIRONMENTS = {(task.env, task.family): task for task in TASKS if task.env is n
 @pytest.mark.parametrize("task", ENVIRONMENTS.values(), ids=lambda task: f"{task.family}-{task.env}")
 def test_table_fits_the_environment(task) -> None:
     """The environment starts, its time limit is the table's and a reset state is healthy."""
-    if task.env != "Pendulum-v1":
-        pytest.importorskip("mujoco")
     env = make_env(task.env, task.env_kwargs)
     assert env.spec.max_episode_steps == task.horizon
     obs = torch.as_tensor(env.reset(seed=0)[0], dtype=torch.float32)[None]
@@ -94,7 +92,6 @@ def test_table_fits_the_environment(task) -> None:
 )
 def test_neorl_reward_is_the_environments(name, step, bonus, cost) -> None:
     """NeoRL's published reward (x is the first observation): dx / dt + bonus - cost |a|^2."""
-    pytest.importorskip("mujoco")
     task = find_task(name)
     env = make_env(task.env, task.env_kwargs)
     env.action_space.seed(0)

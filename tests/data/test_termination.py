@@ -199,8 +199,6 @@ REAL = [
 @pytest.mark.parametrize(("name", "kwargs", "rule", "episodes"), REAL)
 def test_agrees_with_the_environment(name, kwargs, rule, episodes) -> None:
     """Every step of random rollouts; in float32, a state within rounding of a bound may fall on either side."""
-    if name != "Pendulum-v1":
-        pytest.importorskip("mujoco")
     env = gymnasium.make(name, **kwargs)
     env.action_space.seed(0)
     states, flags = [], []

@@ -32,7 +32,6 @@ def logged(env_id: str, steps: int, **env_kwargs: Any) -> dict[str, np.ndarray[A
 
 @pytest.mark.parametrize("env_id", LOCOMOTION)
 def test_locomotion_from_observations_is_the_environments_own_step(env_id: str) -> None:
-    pytest.importorskip("mujoco")
     rows = logged(env_id, 150)
     oracle = Oracle(env_id)
     done = oracle.step(oracle.states(rows["obs"]), rows["action"])
@@ -49,7 +48,6 @@ def test_locomotion_from_observations_is_the_environments_own_step(env_id: str) 
 
 
 def test_x_in_the_observation_is_used() -> None:
-    pytest.importorskip("mujoco")
     kwargs = {"exclude_current_positions_from_observation": False}
     rows = logged("HalfCheetah-v4", 50, **kwargs)
     oracle = Oracle("HalfCheetah-v4", kwargs)
@@ -59,7 +57,6 @@ def test_x_in_the_observation_is_used() -> None:
 
 
 def test_full_states_go_on_as_the_environment_does() -> None:
-    pytest.importorskip("mujoco")
     rows = logged("Hopper-v5", 8)
     oracle = Oracle("Hopper-v5")
     states = rows["state"][:1]
@@ -119,7 +116,6 @@ def stacked(rows: np.ndarray[Any, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"])
 def test_a_model_predicts_the_environments_own_step_without_doubt(env_id: str) -> None:
-    pytest.importorskip("mujoco")
     rows = logged(env_id, 60)
     model = as_model(rows, env=env_id)
     said = model.predict(stacked(rows["obs"]), stacked(rows["action"]))
@@ -136,7 +132,6 @@ def test_a_model_predicts_the_environments_own_step_without_doubt(env_id: str) -
 
 
 def test_lanes_that_show_a_clipped_velocity_go_on_from_the_full_state() -> None:
-    pytest.importorskip("mujoco")
     rows = logged("Hopper-v5", 3)
     model = as_model(rows, env="Hopper-v5")
     oracle = model.oracle
@@ -168,7 +163,6 @@ def test_lanes_that_show_a_clipped_velocity_go_on_from_the_full_state() -> None:
 
 
 def test_workers_change_nothing() -> None:
-    pytest.importorskip("mujoco")
     rows = logged("HalfCheetah-v5", 11)
     alone, pooled = as_model(rows, env="HalfCheetah-v5"), as_model(rows, env="HalfCheetah-v5", workers=2)
     obs, action = stacked(rows["obs"]), stacked(rows["action"])
