@@ -433,9 +433,10 @@ def test_the_words_of_a_wandb_agent_are_understood(
     first = {name: {"value": next(iter(given.get("values", [given.get("value", given.get("min"))])))}
              for name, given in example["parameters"].items()}  # fmt: skip
     first["filter"] = {"value": ["morec", "ravl"]}
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    command = utils.create_sweep_command(example["command"])  # by the agent, which has no run's id
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    command = utils.create_sweep_command(example["command"])
     given = utils.create_sweep_command_args({"args": first})["args_no_hyphens"]
     line = [word for part in command for word in (given if part == "${args_no_hyphens}" else [part])]
     assert line[:2] == ["mbrl", "train"]
