@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class Steps:
             said = Prediction(self.guess.mean, self.guess.std).of(self.elites).mean.mean(-3)[..., :-1]
         return ((said - self.truth) / scale).square().mean(-1).sqrt().double().view(self.known.shape)
 
+    @cached_property
     def doubt(self) -> Tensor:
         """What every applicable heuristic says: (S, H, L, T), float64."""
         said = torch.stack([measure(self.guess) for measure in applicable(self.guess.mean.shape[-3])], 1)
@@ -196,7 +198,7 @@ def judge(steps: Steps, scale: Tensor, resamples: int = RESAMPLES) -> dict[str, 
     Of `spearman` also `over_reference`, its difference to that of `max_aleatoric`, as value, low and high: both are
     resampled together. Beside the targets `rows`, how many steps are known for each seed.
     """
-    doubt = steps.doubt()
+    doubt = steps.doubt
     found: dict[str, Any] = {"rows": steps.known.flatten(1).sum(-1).tolist()}
     for target in TARGETS:
         error = steps.error(scale, target)
@@ -233,7 +235,7 @@ def _interval(values: Tensor) -> dict[str, float]:
 
 def medians(steps: Steps) -> Tensor:
     """Of every heuristic over a seed's known steps: (S, H), float64, the unit of curves."""
-    return _medians(steps.doubt(), steps.known)
+    return _medians(steps.doubt, steps.known)
 
 
 def _medians(values: Tensor, known: Tensor) -> Tensor:
@@ -255,7 +257,7 @@ def by_depth(steps: Steps, scale: Tensor, near: Steps) -> dict[str, Any]:
         the mean among the steps of this depth alone, which tells one that ranks from one that only grows. NaN where
         fewer than `FEWEST` trajectories are left.
     """
-    doubt, known = steps.doubt(), steps.known
+    doubt, known = steps.doubt, steps.known
     errors = {target: steps.error(scale, target) for target in TARGETS}
     unit = medians(near)
     usual = {target: _medians(near.error(scale, target), near.known) for target in TARGETS}
@@ -307,19 +309,18 @@ def effect_of_members(
     """
     everyone = steps.guess.mean.shape[-3]
     known = steps.known.flatten(1)
-    full = medians(steps)
     found: dict[str, dict[str, list[float]]] = {name: {} for name in ("error", *names(everyone))}
 
-    def note(name: str, what: str, values: list[float]) -> None:
-        found[name].setdefault(what, []).append(float(np.mean(values)))
+    def ensemble(count: int, draw: int = 0) -> Steps:
+        sources = case.sources(f"penalties subset {count} {draw}")
+        return subset(steps, rand((everyone,), sources).argsort(-1)[:, :count], sources)
 
+    full = medians(ensemble(everyone))
     for count in counts:
         collected: dict[tuple[str, str], list[float]] = {}
         for draw in range(subsets if count < everyone else 1):
-            sources = case.sources(f"penalties subset {count} {draw}")
-            members = rand((everyone,), sources).argsort(-1)[:, :count]
-            smaller = subset(steps, members, sources)
-            doubt, error = smaller.doubt(), smaller.error(scale, "mean")
+            smaller = ensemble(count, draw)
+            doubt, error = smaller.doubt, smaller.error(scale, "mean")
             size = medians(smaller) / full
             for s, use in enumerate(known):
                 wrong = error[s].flatten()[use]
@@ -330,7 +331,7 @@ def effect_of_members(
                         collected.setdefault((name, what), []).append(float(agreed[what][h]))
                     collected.setdefault((name, "size"), []).append(float(size[s, h]))
         for (name, what), values in collected.items():
-            note(name, what, values)
+            found[name].setdefault(what, []).append(float(np.mean(values)))
     return found
 
 
@@ -413,7 +414,7 @@ def out_of_data(
         return nearest((asked_rows - mean) / std, table) > limit
 
     def said(steps: Steps, s: int) -> Tensor:
-        return steps.doubt()[s][:, steps.known[s]].cpu()
+        return steps.doubt[s][:, steps.known[s]].cpu()
 
     found: dict[str, Any] = {"threshold": limit}
     seeds = range(len(case.seeds))

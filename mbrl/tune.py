@@ -11,7 +11,6 @@ over by exactly one other, and goes on in its own directory. Docs: `docs/tuning.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shlex
@@ -20,7 +19,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -325,11 +324,14 @@ def first(pair: Any) -> Any:
 # -- a study on disk ---------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, waiting for it."""
-    with lock_when_free(folder, seconds=0.05):
-        yield
+def exclusive(folder: Path) -> BinaryIO:
+    """A folder's lock, waited for: `with exclusive(folder): ...`."""
+    return lock_when_free(folder, seconds=0.05)
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """The run directory of a trial."""
+    return study / f"trial_{number:04d}"
 
 
 @dataclass(frozen=True)
@@ -408,10 +410,6 @@ class Study:
         """All trials, in order."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def path(self, number: int) -> Path:
-        """The run directory of a trial."""
-        return self.folder / f"trial_{number:04d}"
-
     def take(self, count: int, *, total: int, sampler: str, startup: int, seed: int) -> tuple[list[Task], list[int]]:
         """Up to `count` trials for this process to run: orphans first, then new ones, of which `total` is the end.
 
@@ -434,7 +432,7 @@ class Study:
                     continue
                 if held(self.folder / "workers" / trial.user_attrs["worker"]):
                     continue
-                if held(self.path(trial.number)):  # a launcher's worker that has outlived its sweeper
+                if held(trial_folder(self.folder, trial.number)):  # a launcher's worker that has outlived its sweeper
                     detached.append(trial.number)
                 elif len(taken) < count:
                     self.note(trial, worker=self.worker, adopted=trial.user_attrs.get("adopted", 0) + 1)
@@ -457,7 +455,8 @@ class Study:
 
     def task(self, number: int, params: Mapping[str, Any]) -> Task:
         """A trial as something to run."""
-        return Task(number, (*self.fixed, *(f"{key}={value}" for key, value in params.items())), self.path(number))
+        words = (*self.fixed, *(f"{key}={value}" for key, value in params.items()))
+        return Task(number, words, trial_folder(self.folder, number))
 
     def note(self, trial: FrozenTrial, **attributes: Any) -> None:
         """Write down what is known of a running trial."""

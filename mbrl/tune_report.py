@@ -24,6 +24,7 @@ from mbrl.finding import COLOURS, tidy
 from mbrl.plots import save_figure
 from mbrl.rundir import read_json
 from mbrl.score.quality import rank_correlation
+from mbrl.tune import trial_folder
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -63,11 +64,6 @@ def what_is_measured(folder: Path, trials: Sequence[FrozenTrial], objective: str
     return "score" if scored else "return"
 
 
-def trial_folder(folder: Path, trial: FrozenTrial) -> Path:
-    """Where its run is."""
-    return folder / f"trial_{trial.number:04d}"
-
-
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +93,7 @@ def write_tables(folder: Path, trials: Sequence[FrozenTrial]) -> None:
                 "started": trial.datetime_start and trial.datetime_start.isoformat(timespec="seconds"),
                 "ended": trial.datetime_complete and trial.datetime_complete.isoformat(timespec="seconds"),
                 "taken_over": trial.user_attrs.get("adopted", 0),
-                "run_dir": trial_folder(folder, trial).name,
+                "run_dir": trial_folder(folder, trial.number).name,
                 "error": trial.user_attrs.get("error"),
             }
         )
@@ -111,7 +107,7 @@ def write_best(folder: Path, best: FrozenTrial, objective: str, overrides: Seque
         "value": best.value,
         "objective": objective,
         "params": best.params,
-        "run_dir": trial_folder(folder, best).name,
+        "run_dir": trial_folder(folder, best.number).name,
         "overrides": list(overrides),
         "command": command,
     }
@@ -120,7 +116,7 @@ def write_best(folder: Path, best: FrozenTrial, objective: str, overrides: Seque
 
 def summary_of(folder: Path, trial: FrozenTrial) -> dict[str, Any]:
     """`summary.json` of a trial's run; {} if there is none yet."""
-    path = trial_folder(folder, trial) / "summary.json"
+    path = trial_folder(folder, trial.number) / "summary.json"
     return read_json(path) if path.exists() else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import pytest
 from helpers import load_script
 
 from mbrl.data.builtin import pendulum_log
+from mbrl.rundir import read_json
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,21 @@ def test_a_folder_of_something_else_is_refused(script: ModuleType, tmp_path: Pat
     with pytest.raises(SystemExit, match="there is no such file"):
         script.main([str(tmp_path / "one.npz"), str(folder), str(tmp_path / "none.npz"), "--smoke"])
     assert json.loads((folder / "asked.json").read_text()) == asked
+
+
+def test_a_word_that_is_refused_does_not_keep_the_folder(
+    script: ModuleType, log: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does Hydra read anything into the marks of a path."""
+    for name, value in (("MEMBERS", 2), ("ELITES", 1)):
+        monkeypatch.setattr(script, name, value)
+    place = tmp_path / "d=1" / "it's, here"
+    place.mkdir(parents=True)
+    dataset = shutil.copy(log, place)
+    folder = place / "study"
+    words = [str(dataset), str(folder), "--smoke", "--seeds", "1", "--set", "env=Pendulum-v1"]
+    assert script.main([*words, "--set", "rollout.lane=5"]) == 1
+    assert not (folder / "asked.json").exists()
+    settings = [*script.SMOKE, "env=Pendulum-v1", f"store={store}", "progress=false", "eval.background=false"]
+    assert script.train(Path(dataset), folder / "run", 1, settings) == 0
+    assert read_json(folder / "run" / "summary.json")["status"] == "finished"
