@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,10 +185,9 @@ def jobs_of(overrides: Sequence[Override], folder: Path, verb: str = "train") ->
         by_key = {word.split("=", 1)[0]: word for word in words}
         name = job_name([by_key[key] for key in order if key in by_key])
         jobs.append(Job(folder / name, tuple(words), verb))
-    paths = [job.path for job in jobs]
-    for job in jobs:
-        if paths.count(job.path) > 1:
-            raise ConfigError(f"two runs of this sweep would both go to {job.path}; name their values otherwise")
+    for path, count in Counter(job.path for job in jobs).items():
+        if count > 1:
+            raise ConfigError(f"two runs of this sweep would both go to {path}; name their values otherwise")
     return jobs
 
 
@@ -231,7 +231,8 @@ class Grid(Sweeper):
             )
         if (folder / "study.json").exists():
             raise ConfigError(f"{folder} holds a study of hydra/sweeper=optuna; choose another run_dir")
-        jobs = jobs_of(parser.parse_overrides(arguments), folder, sys.argv[0].split()[-1])
+        verb = sys.argv[0].split()[-1]
+        jobs = jobs_of(parser.parse_overrides(arguments), folder, verb)
         states = [job.state() for job in jobs]
         left = [job for job, state in zip(jobs, states, strict=True) if state in ("new", "unfinished")]
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,8 +243,8 @@ class Grid(Sweeper):
         failures: dict[str, str] = {}
         stopped = False
         try:
-            for begin in range(0, len(left), self.max_batch_size or len(left)):
-                batch = left[begin : begin + (self.max_batch_size or len(left))]
+            for begin in range(0, len(left), size or len(left)):
+                batch = left[begin : begin + (size or len(left))]
                 for job, result in zip(batch, self.launch(batch, begin), strict=True):
                     if result.status is not JobStatus.COMPLETED:
                         failures[job.name] = str(result._return_value)
@@ -259,7 +260,8 @@ class Grid(Sweeper):
             raise SweepError(
                 f"{len(failures)} of {len(jobs)} runs have failed: {grouped(failures)}. To try these again: {again}"
             )
-        self.console.print(f"compare them with: mbrl report {shlex.quote(str(folder))}", markup=False)
+        if verb == "train":
+            self.console.print(f"compare them with: mbrl report {shlex.quote(str(folder))}", markup=False)
         return jobs
 
     def launch(self, batch: Sequence[Job], first: int) -> Sequence[JobReturn]:
