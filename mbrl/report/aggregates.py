@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mbrl.report.tables import Cell, Report, Task
+from mbrl.report.tables import Cell, Report, Task, how_many
 from mbrl.rundir import FloatArray
 
 REPETITIONS = 2000
@@ -121,7 +121,7 @@ def aggregates(report: Report) -> list[Aggregate]:
     """One for each benchmark that has scores."""
     groups: dict[str, list[Task]] = {}
     for task in report.tasks:
-        if all(cell.scored for cell in report.of_task(task)):
+        if report.scored(task):
             groups.setdefault(benchmark_of(task), []).append(task)
     return [aggregate(report, title, tasks) for title, tasks in groups.items()]
 
@@ -200,7 +200,7 @@ def score_matrix(cells: Sequence[Cell], name: str) -> tuple[FloatArray, list[str
     notes = []
     if more:
         notes.append(
-            f"{cells[0].method}: {count} seed{'s' if count > 1 else ''} of every task, as many as its task with the "
+            f"{cells[0].method}: {how_many(count, 'seed')} of every task, as many as its task with the "
             f"fewest has; {more} of {len(cells)} tasks have more, of which those with the lowest numbers enter"
         )
     return np.array(columns, np.float64).T, notes
@@ -259,7 +259,7 @@ def improvements(report: Report) -> list[Improvement]:
             both = [
                 (report.cells[task.label, x], report.cells[task.label, y])
                 for task in report.tasks
-                if task.setting == setting and {(task.label, x), (task.label, y)} <= set(report.cells)
+                if task.setting == setting and (task.label, x) in report.cells and (task.label, y) in report.cells
             ]
             if not both:
                 continue

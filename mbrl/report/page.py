@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -120,12 +120,13 @@ def _leaderboard(report: Report, published: bool) -> str:
 def _over_tasks(report: Report, found: Sequence[Aggregate], improved: Sequence[Improvement]) -> str:
     if not report.tasks:
         return ""
-    charts = iter([_aggregate_charts(i) for i, _ in enumerate(one for one in found if one.estimates)])
     parts = []
-    for view, aggregate in zip(over_tasks(report, found, improved), [*found, *[None] * len(improved)], strict=False):
+    drawn = 0
+    for view, aggregate in itertools.zip_longest(over_tasks(report, found, improved), found):
         parts.append(_table(view, report))
         if aggregate is not None and aggregate.estimates:
-            parts.append(next(charts))
+            parts.append(_aggregate_charts(drawn))
+            drawn += 1
     if why := views.why_no_aggregate(report):
         parts.append(f'<p class="why">{html.escape(why[0].upper() + why[1:])}.</p>')
     return "".join(parts)
@@ -237,7 +238,7 @@ def _dot(entry: Entry, report: Report) -> str:
 
 def _curve_data(report: Report, task: Task) -> dict[str, Any]:
     cells = report.of_task(task)
-    scored = all(cell.scored for cell in cells)
+    scored = report.scored(task)
     return {
         "x": "updates" if task.setting == "offline" else "real steps",
         "y": "normalised score" if scored else "raw return",
@@ -270,8 +271,7 @@ def _aggregate_data(found: Aggregate) -> dict[str, Any]:
     }
 
 
-def _short(values: FloatArray) -> Any:
+def _short(values: FloatArray) -> FloatArray:
     """As many digits as a chart can show: the page stays small."""
-    return json.loads(to_json([[float(f"{x:.6g}") for x in row] for row in np.atleast_2d(values)]))[
-        slice(None) if values.ndim > 1 else 0
-    ]
+    short: FloatArray = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[np.float64])(values)
+    return short

@@ -153,7 +153,7 @@ def read_run(path: Path) -> Run:
         run = RunDirectory.open(path)
     except (OSError, ValueError, EOFError, BadZipFile, TypeError) as error:
         reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-        return Run(path, meta, "unreadable", reason, _resume(path, "train"), **about)
+        return Run(path, meta, "unreadable", reason, _resume(path), **about)
     if fault := _reference_fault(meta.get("reference")):
         reason = f"{path / 'meta.json'}: field reference {fault}"
         return Run(
@@ -201,7 +201,7 @@ def _standing(run: RunDirectory, status: str, saved: Mapping[str, Any]) -> tuple
     done = f"{run.updates[-1]:,}" if run.updates else "none"
     planned = f" of {saved['updates']:,}" if isinstance(saved.get("updates"), int) else ""
     progress = f"evaluated up to update {done}{planned}" if run.updates else "not evaluated yet"
-    resume = _resume(run.path, "train")
+    resume = _resume(run.path)
     if status == "running" and held(run.path):
         return f"at work; {progress}", ""
     if status == "running":
@@ -221,8 +221,8 @@ def _standing(run: RunDirectory, status: str, saved: Mapping[str, Any]) -> tuple
     return "only its dynamics model was fitted: there is no policy to score", resume
 
 
-def _resume(path: Path, verb: str) -> str:
-    return f"mbrl {verb} resume={shlex.quote(str(path))}"
+def _resume(path: Path) -> str:
+    return f"mbrl train resume={shlex.quote(str(path))}"
 
 
 def _estimate(path: Path) -> float | None:

@@ -61,10 +61,9 @@ class Protocol:
     episodes: int
 
     def __str__(self) -> str:
-        count = len(self.updates)
         return (
-            f"{count} evaluation{'s' if count > 1 else ''} up to update {self.updates[-1]:,}, "
-            f"{self.episodes} episode{'s' if self.episodes > 1 else ''} each"
+            f"{how_many(len(self.updates), 'evaluation')} up to update {self.updates[-1]:,}, "
+            f"{how_many(self.episodes, 'episode')} each"
         )
 
 
@@ -168,6 +167,10 @@ class Report:
     methods: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
     notes: tuple[str, ...]
+
+    def scored(self, task: Task) -> bool:
+        """Whether all the task's cells have normalised scores."""
+        return all(cell.scored for cell in self.of_task(task))
 
     def of_task(self, task: Task) -> list[Cell]:
         """The task's cells, in the order of methods."""
@@ -306,6 +309,11 @@ def _distinction(task: Task, tasks: Sequence[Task]) -> str:
     if len({(other.dataset_hash, other.dataset, other.behaviour_return) for other in same}) > 1:
         words += f", data {task.dataset_hash[:8]}"
     return words
+
+
+def how_many(count: int, word: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def number(value: float, like: float | None = None) -> str:

@@ -12,7 +12,7 @@ import mbrl
 from mbrl.report.aggregates import METRICS, REPETITIONS, SEED, Aggregate, Estimate, Improvement
 from mbrl.report.published import Column, columns_for
 from mbrl.report.runs import Run
-from mbrl.report.tables import Cell, Report, Spread, Task, number, with_spread
+from mbrl.report.tables import Cell, Report, Spread, Task, how_many, number, with_spread
 from mbrl.rundir import FINAL_EVALUATIONS
 
 NOTHING = "–"
@@ -45,12 +45,12 @@ class View:
 
 def summary_line(report: Report) -> str:
     """How much there is, in a sentence."""
-    counted = [run for run in report.runs if run.counts]
-    rest = len(report.runs) - len(counted)
+    inside = sum(run.counts for run in report.runs)
+    rest = len(report.runs) - inside
     line = (
-        f"{_count(len(report.runs), 'run')}, {len(counted)} in the tables: {_count(len(report.tasks), 'task')}, "
-        f"{_count(len(report.methods), 'method')}, "
-        f"{_count(sum(len(cell.results) for cell in report.cells.values()), 'trained seed')}"
+        f"{how_many(len(report.runs), 'run')}, {inside} in the tables: {how_many(len(report.tasks), 'task')}, "
+        f"{how_many(len(report.methods), 'method')}, "
+        f"{how_many(sum(len(cell.results) for cell in report.cells.values()), 'trained seed')}"
     )
     return f"{line}; {rest} not counted, see the runs below" if rest else line
 
@@ -58,10 +58,6 @@ def summary_line(report: Report) -> str:
 def warnings(report: Report) -> list[str]:
     """Of the runs that count: what a reader must know before the tables."""
     return [f"{run.path}: {warning}" for run in report.runs if run.counts for warning in run.warnings]
-
-
-def _count(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def published_in(report: Report) -> list[tuple[Column, dict[str, tuple[float, float | None]]]]:
@@ -96,7 +92,7 @@ def leaderboard(report: Report, *, published: bool) -> View:
     rows = []
     for task in report.tasks:
         cells = {cell.method: cell for cell in report.of_task(task)}
-        scored = all(cell.scored for cell in cells.values())
+        scored = report.scored(task)
         spreads = {m: cell.spread("final_score" if scored else "final_return") for m, cell in cells.items()}
         highest = _highest(list(spreads.values()))
         row = [Entry(task.label), Entry("score" if scored else "raw return"), _behaviour(task, scored)]
@@ -105,7 +101,7 @@ def leaderboard(report: Report, *, published: bool) -> View:
             if spread is None:
                 row.append(Entry(NOTHING, hint="not run"))
                 continue
-            hint = _count(len(cells[method].results), "seed") + f"; {cells[method].protocol}"
+            hint = how_many(len(cells[method].results), "seed") + f"; {cells[method].protocol}"
             row.append(Entry(with_spread(spread, scored), spread.mean, spread.mean == highest, hint))
         row += [_figure(figures.get(task.label), column) for column, figures in beside]
         rows.append(tuple(row))
@@ -247,12 +243,12 @@ def aggregate_view(found: Aggregate) -> View:
     )
     names = [task.label.partition(", evaluated in ")[0] for task in found.tasks]
     notes = (f"tasks: {'; '.join(names)}",) if found.tasks else ()
-    return View(f"{found.title}: {_count(len(found.tasks), 'task')}", heads, rows, (*notes, *found.notes))
+    return View(f"{found.title}: {how_many(len(found.tasks), 'task')}", heads, rows, (*notes, *found.notes))
 
 
 def why_no_aggregate(report: Report) -> str:
     """Empty if every task has scores; else what is left out of the aggregates, and why."""
-    raw = [task.label for task in report.tasks if not all(cell.scored for cell in report.of_task(task))]
+    raw = [task.label for task in report.tasks if not report.scored(task)]
     if not raw:
         return ""
     return (
@@ -308,16 +304,8 @@ def runs_view(report: Report, *, counted: bool) -> View:
                 Entry(", ".join(str(seed) for seed in run.seeds) or NOTHING),
                 Entry(run.status),
             ]
-            rows.append(
-                (
-                    *row,
-                    *(
-                        (_remarks(run),)
-                        if counted
-                        else (Entry(reason(run)), Entry(run.way_on, code=run.way_on.startswith("mbrl")))
-                    ),
-                )
-            )
+            way_on = Entry(run.way_on, code=run.way_on.startswith("mbrl"))
+            rows.append((*row, _remarks(run)) if counted else (*row, Entry(reason(run)), way_on))
     heads = ["run", "task", "method", "seeds", "status", *(["remarks"] if counted else ["why", "way on"])]
     title = "Runs in the tables" if counted else "Runs that do not count"
     return View(title, tuple(Entry(head) for head in heads), tuple(rows), (), len(heads))
