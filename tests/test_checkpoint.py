@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers import POSIX
 
 from mbrl.checkpoint import CheckpointError, atomic_write, load_checkpoint, load_latest, save_checkpoint
 
@@ -167,7 +167,7 @@ while True:
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@POSIX
 def test_killed_at_random_moments_there_is_always_a_good_checkpoint(tmp_path: Path) -> None:
     rng = random.Random(1)
     before = 0

@@ -21,6 +21,7 @@ from mbrl import compose
 from mbrl.cli import main
 from mbrl.log import read_metrics
 from mbrl.run import saved_policy
+from mbrl.rundir import read_json
 
 VERBS = ("train", "fit", "collect", "inspect", "eval", "diagnose", "report")
 TINY = [
@@ -62,11 +63,6 @@ def finished(log: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("finished") / "run"
     assert main(["train", f"dataset={log}", *PENDULUM, f"store={store}", f"run_dir={path}"]) == 0
     return path
-
-
-def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def run(words: list[str]) -> int:
@@ -266,7 +262,7 @@ def test_resume_with_other_data_is_refused(words: list[str], log: Path, tmp_path
 
 def test_a_run_directory_keeps_its_contract(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= FILES
-    summary = read(finished / "summary.json")
+    summary = read_json(finished / "summary.json")
     assert set(summary) >= SUMMARY
     assert (summary["status"], summary["updates"], summary["seeds"]) == ("finished", 40, [0])
     assert summary["final_score_mean"] is None  # Pendulum has no reference returns
@@ -279,7 +275,7 @@ def test_a_run_directory_keeps_its_contract(finished: Path) -> None:
         assert file["updates"].tolist() == [20, 40]
         assert file["returns"].shape == (2, 1, 2)
         assert file["returns"].mean() == pytest.approx(summary["final_return_mean"])
-    meta = read(finished / "meta.json")
+    meta = read_json(finished / "meta.json")
     assert meta["status"] == "finished"
     assert (meta["env"], meta["horizon"], meta["seeds"], meta["device"]) == ("Pendulum-v1", 20, [0], "cpu")
     assert {"torch", "numpy", "gymnasium", "mbrl"} <= set(meta["versions"])
@@ -291,7 +287,7 @@ def test_a_run_directory_keeps_its_contract(finished: Path) -> None:
 def test_the_dataset_s_own_return_is_the_comparison(finished: Path, log: Path) -> None:
     with np.load(log) as file:
         episodes = file["rewards"].reshape(2, 200).sum(1)
-    summary = read(finished / "summary.json")
+    summary = read_json(finished / "summary.json")
     assert summary["behaviour_return_mean"] == pytest.approx(episodes.mean(), rel=1e-5)
 
 
@@ -331,7 +327,7 @@ def test_without_a_simulator_nothing_is_claimed(
     assert "what the model believes" in said
     assert not (run_dir / "returns.npz").exists()
     assert (run_dir / "model_curve.png").stat().st_size > 1000
-    summary = read(run_dir / "summary.json")
+    summary = read_json(run_dir / "summary.json")
     assert set(summary) >= SUMMARY
     assert (summary["final_return_mean"], summary["final_score_mean"], summary["evaluations"]) == (None, None, 0)
     assert summary["per_seed"] == [{"seed": 0, "final_return_mean": None, "final_score_mean": None}]
@@ -349,18 +345,18 @@ def test_a_fitted_model_is_found_again(words: list[str], tmp_path: Path, capsys:
     assert "one-step error of a sample" in said
     assert "obs[2]" in said
     assert "squared-error net" in said
-    assert read(tmp_path / "fit" / "meta.json")["dynamics"]["from"] == "fitted"
-    assert read(tmp_path / "fit" / "dynamics" / "quality.json")["squared_error_net"]["steps"] == 3000
+    assert read_json(tmp_path / "fit" / "meta.json")["dynamics"]["from"] == "fitted"
+    assert read_json(tmp_path / "fit" / "dynamics" / "quality.json")["squared_error_net"]["steps"] == 3000
     assert not (tmp_path / "fit" / "policy.pt").exists()
 
     assert main(["train", *own, f"run_dir={tmp_path / 'train'}"]) == 0
-    dynamics = read(tmp_path / "train" / "meta.json")["dynamics"]
-    assert dynamics == read(tmp_path / "fit" / "meta.json")["dynamics"] | {"from": "store"}
+    dynamics = read_json(tmp_path / "train" / "meta.json")["dynamics"]
+    assert dynamics == read_json(tmp_path / "fit" / "meta.json")["dynamics"] | {"from": "store"}
     said = capsys.readouterr().out
     assert "dynamics model from the store" in said
     assert "one-step error of a sample" in said  # also of a model that others have fitted
     assert "obs[2]" not in said
-    quality = read(tmp_path / "train" / "dynamics" / "quality.json")
+    quality = read_json(tmp_path / "train" / "dynamics" / "quality.json")
     assert "squared_error_net" not in quality
     assert {name: quality[name] for name in dynamics["quality"]} == dynamics["quality"]
     row = json.loads((tmp_path / "train" / "metrics.jsonl").read_text().splitlines()[0])
@@ -368,13 +364,13 @@ def test_a_fitted_model_is_found_again(words: list[str], tmp_path: Path, capsys:
     assert row["dynamics/mean_error"] == quality["mean_error"][0] < row["dynamics/candidate_error"]
 
     assert main(["train", *own, "dynamics.hidden=[8]", f"run_dir={tmp_path / 'other'}"]) == 0
-    assert read(tmp_path / "other" / "meta.json")["dynamics"]["from"] == "fitted"
+    assert read_json(tmp_path / "other" / "meta.json")["dynamics"]["from"] == "fitted"
 
 
 def test_seeds_side_by_side(words: list[str], tmp_path: Path) -> None:
     assert main([*words, "env=Pendulum-v1", "horizon=20", "seed=3", "seeds=2"]) == 0
     run_dir = tmp_path / "run"
-    summary = read(run_dir / "summary.json")
+    summary = read_json(run_dir / "summary.json")
     assert summary["seeds"] == [3, 4]
     with np.load(run_dir / "returns.npz") as file:
         assert file["returns"].shape == (2, 2, 2)
@@ -389,7 +385,7 @@ def test_seeds_side_by_side(words: list[str], tmp_path: Path) -> None:
 def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> None:
     assert main([*words[:-1], "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]) == 0
     for job, seed in (("seed=0", 0), ("seed=1", 1)):
-        assert read(tmp_path / "sweep" / job / "summary.json")["seeds"] == [seed]
+        assert read_json(tmp_path / "sweep" / job / "summary.json")["seeds"] == [seed]
         assert (tmp_path / "sweep" / job / "policy.pt").exists()
 
 
@@ -418,7 +414,7 @@ def test_a_sweep_is_one_run_directory_each(words: list[str], tmp_path: Path) -> 
 )
 def test_choices_run(choice: list[str], words: list[str], tmp_path: Path) -> None:
     assert main([*words, *choice]) == 0
-    assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
+    assert read_json(tmp_path / "run" / "summary.json")["status"] == "finished"
 
 
 def test_how_flat_critics_are_is_logged_and_changes_nothing(words: list[str], finished: Path, tmp_path: Path) -> None:
@@ -448,7 +444,7 @@ def test_the_simulator_as_model_is_not_fitted(log: Path, store: Path, tmp_path: 
     words = ["train", f"dataset={log}", *settings, f"store={tmp_path / 'store'}", "dynamics=oracle", "seeds=2"]
     assert main([*words, f"run_dir={tmp_path / 'run'}"]) == 0
     assert "the dynamics model is the simulator Pendulum-v1: nothing is fitted" in capsys.readouterr().out
-    assert read(tmp_path / "run" / "summary.json")["updates"] == 40
+    assert read_json(tmp_path / "run" / "summary.json")["updates"] == 40
     assert not (tmp_path / "run" / "dynamics").exists()
     assert not (tmp_path / "store").exists()
     pooled = [*words, f"run_dir={tmp_path / 'pooled'}", "dynamics.workers=2"]
@@ -460,8 +456,8 @@ def test_without_imagination_no_model_is_fitted(log: Path, tmp_path: Path, capsy
     words = ["train", f"dataset={log}", *PENDULUM, f"store={tmp_path / 'store'}", "real_ratio=1.0", "penalty=none"]
     assert main([*words, f"run_dir={tmp_path / 'run'}"]) == 0
     assert "no dynamics model is fitted" in capsys.readouterr().out
-    assert "dynamics" not in read(tmp_path / "run" / "meta.json")
-    assert read(tmp_path / "run" / "summary.json")["status"] == "finished"
+    assert "dynamics" not in read_json(tmp_path / "run" / "meta.json")
+    assert read_json(tmp_path / "run" / "summary.json")["status"] == "finished"
     assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
 
 
@@ -530,7 +526,7 @@ def test_own_environment_and_termination_by_import_path(log: Path, store: Path, 
     own = ["env=my_plant:plant", "horizon=7", "termination=my_plant:upside_down"]
     done = command(["train", f"dataset={log}", *TINY, *own, f"store={store}", "run_dir=run"], tmp_path)
     assert done.returncode == 0, done.stderr
-    summary = read(tmp_path / "run" / "summary.json")
+    summary = read_json(tmp_path / "run" / "summary.json")
     assert summary["final_return_mean"] == 3.5  # 7 steps of 0.5
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["rollout/terminal"] > 0.1  # half of all angles; row 0 is of the dynamics model
@@ -591,7 +587,7 @@ def test_report_of_a_real_run_changes_nothing(
     said = capsys.readouterr().out
     assert "1 run, 1 in the tables: 1 task, 1 method, 1 trained seed" in said
     assert "2 evaluations up to update 40, 2 episodes each" in said
-    assert f"{read(finished / 'summary.json')['final_return_mean']:,.1f}" in said
+    assert f"{read_json(finished / 'summary.json')['final_return_mean']:,.1f}" in said
     assert page.stat().st_size > 1_000_000  # what draws the curves is in it
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mbrl.diagnose_penalties import (
     Steps,
+    _interval,
     agreement,
     applicable,
     average_precision,
@@ -88,6 +89,28 @@ def test_a_doubt_that_is_the_error_is_perfect_and_what_is_not_known_does_not_cou
     # In units of the scale, and of the elites' mean; the sample was the truth.
     torch.testing.assert_close(planted.error(torch.full((1, 1, 1), 2.0), "mean")[0].float(), error / 2)
     assert planted.error(torch.ones(1, 1, 1), "sample").abs().max() == 0.0
+
+
+def test_an_interval_is_of_the_resamples_alone() -> None:
+    found = _interval(torch.cat([torch.tensor([77.0]), torch.arange(101.0)]))
+    assert found == pytest.approx({"value": 77.0, "low": 2.5, "high": 97.5})
+
+
+def test_noise_has_intervals_and_what_is_ahead_of_the_reference_says_by_how_much() -> None:
+    source = torch.Generator().manual_seed(2)
+    error, jitter = torch.rand((40, 5), generator=source) + 0.1, torch.rand((2, 40, 5), generator=source)
+    planted = steps(error, error + 2 * jitter[0])
+    planted.guess.mean[0, 2, :, 0] += (error + jitter[1]).flatten()  # no elite: what members differ by, not the error
+    found = judge(planted, torch.ones(1, 1, 1), resamples=200)["mean"]
+    for row in found.values():
+        for measure in ("spearman", "pearson", "log_pearson", "auroc"):
+            assert row[measure]["low"] < row[measure]["value"] < row[measure]["high"]
+    worse, better = found["max_aleatoric"]["spearman"], found["max_pairwise"]["spearman"]
+    assert better["value"] > worse["value"] + 0.1
+    ahead = better["over_reference"]
+    assert ahead["value"] == pytest.approx(better["value"] - worse["value"])
+    assert ahead["low"] < ahead["value"] < ahead["high"]
+    assert [worse["over_reference"][key] for key in ("value", "low", "high")] == [0.0] * 3
 
 
 def test_by_depth_tells_growth_from_ranking() -> None:

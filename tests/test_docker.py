@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from helpers import LINTERS
+from helpers import LINTERS, load_script, search_path
 
 import mbrl
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docker"))
-import dockerfile  # noqa: E402
-
+dockerfile = load_script("dockerfile", "docker")
 TEXT = (ROOT / "docker" / "Dockerfile").read_text()
 INSTRUCTIONS = dockerfile.instructions(TEXT)
 PLAN = dockerfile.plan(TEXT, {})
@@ -58,7 +56,10 @@ def test_ends_as_a_user_who_is_not_root_with_mbrl_as_the_entry_point() -> None:
     volumes = json.loads(rests("VOLUME")[0])
     written = dict(word.split("=") for word in environment)
     assert written["HOME"] in volumes
-    for name in ("MBRL_STORE", "MBRL_CACHE", "D4RL_DATASET_DIR", "NEORL_DATASET_DIR", "MINARI_DATASETS_PATH"):
+    for name in (
+        "MBRL_STORE", "MBRL_CACHE", "TORCHINDUCTOR_CACHE_DIR",
+        "D4RL_DATASET_DIR", "NEORL_DATASET_DIR", "MINARI_DATASETS_PATH",
+    ):  # fmt: skip
         assert any(written[name].startswith(volume) for volume in volumes), name
 
 
@@ -94,17 +95,16 @@ def test_every_source_of_a_copy_is_sent_and_nothing_else() -> None:
 
 
 def test_requirements_are_those_of_pyproject() -> None:
-    pytest.importorskip("tomllib")
-    import requirements
-
+    tomllib = pytest.importorskip("tomllib")
+    requirements = load_script("requirements", "docker")
     content = '[build-system]\nrequires = ["h"]\n[project]\ndependencies = ["a>=1", "b"]\n'
     content += '[project.optional-dependencies]\nx = ["c<3"]\ny = ["d"]\n'
     assert requirements.requirements(content, ["x"]) == ["h", "a>=1", "b", "c<3"]
     extras = next(rest.partition("=")[2] for rest in rests("ARG") if rest.startswith("EXTRAS="))
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert requirements.requirements(pyproject, extras.split(","))
-    declared = re.findall(r"^(\w+) = \[", pyproject.partition("[project.optional-dependencies]")[2], re.MULTILINE)
-    assert set(extras.split(",")) == set(declared[: declared.index("dev") + 1]) - {"dev", "video"}
+    declared = tomllib.loads(pyproject)["project"]["optional-dependencies"]
+    assert set(extras.split(",")) == set(declared) - {"dev", "video"}
 
 
 def test_reader_substitutes_and_resolves_as_docker_does() -> None:
@@ -191,12 +191,7 @@ def test_compose_for_gpus_changes_image_index_and_devices_of_every_service() -> 
 
 @LINTERS
 def test_lint() -> None:
-    done = subprocess.run([ROOT / "docker" / "check.sh", "--lint"], env=path(), capture_output=True, text=True)
+    environment = {**os.environ, "PATH": search_path()}
+    done = subprocess.run([ROOT / "docker" / "check.sh", "--lint"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("docker/Dockerfile is clean\n")
-
-
-def path() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import POSIX
 from rich.console import Console
 
 from mbrl import types
@@ -284,7 +284,7 @@ while True:
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+@POSIX
 def test_killed_runs_continue_their_log(tmp_path: Path) -> None:
     for seconds in (0.2, 0.3):
         process = subprocess.Popen(

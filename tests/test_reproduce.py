@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import LINTERS
+from helpers import LINTERS, load_script, search_path
 
 from mbrl.data.sources import load_dataset
 from mbrl.data.tasks import all_tasks, find_task
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "reproduce"
-sys.path.insert(0, str(SCRIPTS))
-import suite  # noqa: E402
+suite = load_script("suite")
 
 BENCHMARKS = ("d4rl", "neorl", "neorl2", "minari")
 LEVELS = ("random", "medium", "medium-replay", "medium-expert")
@@ -28,7 +26,7 @@ def run(benchmark: str, tmp_path: Path, *words: str, **variables: str) -> subpro
     stub.parent.mkdir(exist_ok=True)
     stub.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n')
     stub.chmod(0o755)
-    path = f"{stub.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{stub.parent}:{search_path()}"
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -114,8 +112,18 @@ def test_smoke_makes_up_what_is_missing_in_the_benchmarks_own_format(
         assert suite.STEPS <= len(dataset.transitions.reward) < suite.STEPS + 200
         assert len(dataset.episode_returns) >= 2
         assert dataset.incomplete_episodes == 0
-    # A second smoke in the same folder takes what is there.
-    assert sorted(suite.smoke(benchmark, target, "", listed(benchmark))) == sorted(tasks)
+    # A second smoke in the same folder takes what is there, wherever data are looked for before.
+    written = stamps(target)
+    for folder in (target, tmp_path / "empty"):
+        for name in suite.FOLDERS:
+            monkeypatch.setenv(name, str(folder))
+        assert sorted(suite.smoke(benchmark, target, "", listed(benchmark))) == sorted(tasks)
+        assert stamps(target) == written
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When the files below a folder were last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_smoke_takes_the_data_that_are_there(tmp_path: Path) -> None:
@@ -163,7 +171,7 @@ def test_scripts_are_shell(script: Path) -> None:
 
 @LINTERS
 def test_scripts_are_clean() -> None:
-    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    found = shutil.which("shellcheck", path=search_path())
     assert found is not None, "shellcheck is of the dev extra: pip install -e '.[dev]'"
     done = subprocess.run([found, "-x", *SCRIPTS.glob("*.sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

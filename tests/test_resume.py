@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from helpers import POSIX
 
 from mbrl.checkpoint import load_latest
 from mbrl.cli import main
@@ -54,7 +55,7 @@ TINY = [
 ALWAYS, FREQUENT, RARE = (f"checkpoint_seconds={seconds}" for seconds in (0, 0.05, 1000))
 MARK = "evaluating"  # a file in the run directory, there in the middle of an evaluation
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="freezes and kills processes by POSIX signals")
+pytestmark = POSIX
 
 
 class WatchedPendulum(PendulumEnv):  # type: ignore[misc]

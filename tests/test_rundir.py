@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import POSIX
 
 import mbrl
 from mbrl.checkpoint import load_checkpoint, save_checkpoint
@@ -180,7 +181,7 @@ def test_resume_before_the_first_evaluation(tmp_path: Path) -> None:
     assert run.updates == [1000]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@POSIX
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_request_is_a_flag_then_an_interrupt(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -223,7 +224,7 @@ def test_a_stop_file_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert stop.requested
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@POSIX
 def test_a_process_told_to_end_ends_in_order(tmp_path: Path) -> None:
     script = (
         "import sys, time\nfrom mbrl.rundir import RunDirectory, StopRequest\n"

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers import POSIX, started, until
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from mbrl.cli import main
 from mbrl.compose import ConfigError
 from mbrl.rundir import RunDirectory, lock, read_json
-from mbrl.sweep import Job, job_name, jobs_of
+from mbrl.sweep import BASIC, Job, job_name, jobs_of
 
 TINY = (
     "batch_size=16", "log_every=50", "eval.every=100", "eval.episodes=1", "learner.hidden=[16]", "dynamics.hidden=[16]",
@@ -51,15 +52,6 @@ def words(*given: str, folder: Path, store: Path) -> list[str]:
 
 def sweep(*given: str, folder: Path, store: Path) -> int:
     return main(words(*given, folder=folder, store=store))
-
-
-def started(words: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
-    """The command in a process and a process group of its own, as a terminal starts it."""
-    with open(output, "wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", "import sys; from mbrl.cli import main; sys.exit(main())", *words],
-            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
 
 
 def runs(folder: Path) -> list[Path]:
@@ -129,14 +121,15 @@ def test_a_second_call_runs_nothing(undisturbed: Path, store: Path, capsys: pyte
     assert stamps(undisturbed) == before
 
 
+@POSIX
 def test_what_was_stopped_goes_on_and_what_is_missing_is_begun(undisturbed: Path, store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     given = ("algo=mopo", "task=pendulum", "seed=0,1", *LONG)
     first, second = (folder / f"algo=mopo,task=pendulum,seed={seed}" for seed in (0, 1))
-    process = started(words(*given, folder=folder, store=store), tmp_path / "output")
-    until(lambda: checkpoint(first), process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130
+    with started(words(*given, folder=folder, store=store), tmp_path / "output") as process:
+        until(lambda: checkpoint(first), process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     assert "mbrl train" in (tmp_path / "output").read_text()
     assert read_json(first / "meta.json")["status"] == "interrupted"
     assert not (second).exists()
@@ -218,9 +211,32 @@ def test_mistakes_are_said_at_once(
     assert runs(tmp_path / "sweep") == []
 
 
+def test_a_folder_of_a_study_is_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    assert sweep("task=refrigerator", "algo=sac_n", "seed=0,1", "updates=100", folder=tmp_path, store=store) == 1
+    assert "holds a study of hydra/sweeper=optuna; choose another run_dir" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+def test_so_many_runs_are_handed_over_at_a_time(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher: Any = Plugins.instance().class_name_to_class[BASIC]
+    launch = launcher.launch
+    batches = []
+
+    def noted(self: Any, job_overrides: Any, initial_job_idx: int) -> Any:
+        batches.append((initial_job_idx, len(job_overrides)))
+        return launch(self, job_overrides, initial_job_idx)
+
+    monkeypatch.setattr(launcher, "launch", noted)
+    given = ("task=refrigerator", "algo=sac_n", "seed=0,1,2", "updates=20", "hydra.sweeper.max_batch_size=2")
+    assert sweep(*given, folder=tmp_path, store=store) == 0
+    assert batches == [(0, 2), (2, 1)]
+    assert [read_json(run / "summary.json")["status"] for run in runs(tmp_path)] == ["finished"] * 3
+
+
 def test_a_fitted_model_is_no_trained_run(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a 'sweep' of one, two"
-    given = ["task=refrigerator", "seed=0,1", *TINY, f"store={store}", f'run_dir="{folder}"']
+    given = ["task=refrigerator", "seed=0,1", "updates=100", *TINY, f"store={store}", f'run_dir="{folder}"']
     assert main(["fit", "-m", *given]) == 0
     assert len(runs(folder)) == 2
     assert main(["fit", "-m", *given]) == 0
@@ -301,15 +317,6 @@ def checkpoint(run: Path) -> bool:
     return any(run.glob("checkpoints/step_*.pt")) and not (run / "summary.json").exists()
 
 
-def until(condition, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
-    """Wait for something that a process brings about."""
-    begun = time.monotonic()
-    while not condition():
-        assert process.poll() is None, "the sweep ended before"
-        assert time.monotonic() - begun < seconds
-        time.sleep(0.02)
-
-
 def worker_of(run: Path) -> int | None:
     """The process that holds a run's lock."""
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
@@ -336,25 +343,19 @@ def kill_a_worker(folder: Path, process: subprocess.Popen[bytes]) -> str:
     return killed[0]
 
 
-def assert_survives_a_lost_worker(
-    given: Sequence[str], undisturbed: Path, store: Path, tmp_path: Path, **env: str
-) -> None:
+def assert_survives_a_lost_worker(given: Sequence[str], undisturbed: Path, store: Path, tmp_path: Path) -> None:
     """Eight runs through a launcher; one worker is killed; all are complete, and one has gone on."""
     folder, output = tmp_path / "sweep", tmp_path / "output"
     command = words(*GRID, *LONG, *given, folder=folder, store=store)
-    process = started(command, output)
-    try:
+    with started(command, output) as process:
         name = kill_a_worker(folder, process)
         assert process.wait(timeout=240) == 0, output.read_text()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     assert_equal(folder, undisturbed)
     resumed = [path.name for path in runs(folder) if read_json(path / "meta.json")["resumed"]]
     assert resumed == [name]
     before = stamps(folder)
-    again = started(command, output)
-    assert again.wait(timeout=60) == 0
+    with started(command, output) as again:
+        assert again.wait(timeout=60) == 0
     assert "8 finished before" in output.read_text()
     assert stamps(folder) == before
 
@@ -403,17 +404,17 @@ def test_ray(undisturbed: Path, store: Path, tmp_path: Path) -> None:
     assert_survives_a_lost_worker(["hydra/launcher=ray_cluster"], undisturbed, store, tmp_path)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@POSIX
 def test_ctrl_c_saves_the_runs_of_all_workers(store: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "sweep", tmp_path / "output"
     given = ["task=refrigerator", "algo=sac_n", "seed=0,1,2", "updates=20000", "hydra/launcher=joblib"]
     command = words(*given, "hydra.launcher.n_jobs=2", folder=folder, store=store)
-    process = started(command, output)
-    until(lambda: sum((run / "returns.npz").exists() for run in runs(folder)) == 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    with started(command, output) as process:
+        until(lambda: sum((run / "returns.npz").exists() for run in runs(folder)) == 2, process)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
     assert [read_json(run / "meta.json")["status"] for run in runs(folder)] == ["interrupted"] * 2
-    assert all(checkpoint(run) or any(run.glob("checkpoints/step_*.pt")) for run in runs(folder))
+    assert all(any(run.glob("checkpoints/step_*.pt")) for run in runs(folder))
     assert not (folder / ".stop").exists()
     assert "go on with: mbrl train" in output.read_text()
     assert "return" in (runs(folder)[0] / "output.txt").read_text()

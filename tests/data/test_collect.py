@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import minari
 import numpy as np
 import pytest
 import torch
+from helpers import POSIX, started, until
 
 from mbrl.cli import main
 from mbrl.data import write
@@ -284,30 +283,15 @@ def test_help_names_every_level(capsys: pytest.CaptureFixture[str]) -> None:
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
-def start(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mbrl.cli", "collect", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def wait_for(process: subprocess.Popen[bytes], pattern: Path) -> None:
-    until = time.monotonic() + 60
-    while not list(pattern.parent.glob(pattern.name)):
-        assert process.poll() is None, "the process ended before it could be killed"
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
+@POSIX
 @pytest.mark.parametrize("moment", ["checkpoints/step_000000200.pt", "../sets/mbrl/pendulum-v1/medium-v0.hdf5"])
 def test_killed_and_resumed_writes_the_same_bytes(pendulum: tuple[Path, Path], tmp_path: Path, moment: str) -> None:
     run, sets = tmp_path / "run", tmp_path / "sets"
-    process = start([*PENDULUM, "hdf5=true", "checkpoint_seconds=0", f"out={sets}", f"run_dir={run}"])
-    wait_for(process, run.parent / moment.removeprefix("../") if moment.startswith("..") else run / moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = ["collect", *PENDULUM, "hdf5=true", "checkpoint_seconds=0", f"out={sets}", f"run_dir={run}"]
+    with started(words, tmp_path / "output") as process:
+        until((run / moment).exists, process, seconds=60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert read_json(run / "meta.json")["status"] == "running"
     assert main(["collect", f"resume={run}"]) == 0
     # A killed writer may leave its hidden folder behind; nothing else differs.
@@ -319,23 +303,25 @@ def test_killed_and_resumed_writes_the_same_bytes(pendulum: tuple[Path, Path], t
     assert rows == uninterrupted
 
 
+@POSIX
 def test_killed_before_the_first_checkpoint_begins_anew(pendulum: tuple[Path, Path], tmp_path: Path) -> None:
     run, sets = tmp_path / "run", tmp_path / "sets"
-    process = start([*PENDULUM, "hdf5=true", f"out={sets}", f"run_dir={run}"])
-    wait_for(process, run / "returns.npz")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(["collect", *PENDULUM, "hdf5=true", f"out={sets}", f"run_dir={run}"], tmp_path / "output") as process:
+        until((run / "returns.npz").exists, process, seconds=60)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not list(run.glob("checkpoints/*"))
     assert main(["collect", f"resume={run}"]) == 0
     assert content(sets) == content(pendulum[0])
 
 
+@POSIX
 def test_interrupt_is_saved_and_resumed(pendulum: tuple[Path, Path], tmp_path: Path) -> None:
     run, sets = tmp_path / "run", tmp_path / "sets"
-    process = start([*PENDULUM, "hdf5=true", f"out={sets}", f"run_dir={run}"])
-    wait_for(process, run / "returns.npz")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 130
+    with started(["collect", *PENDULUM, "hdf5=true", f"out={sets}", f"run_dir={run}"], tmp_path / "output") as process:
+        until((run / "returns.npz").exists, process, seconds=60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 130
     assert read_json(run / "meta.json")["status"] == "interrupted"
     assert main(["collect", f"resume={run}"]) == 0
     assert content(sets) == content(pendulum[0])

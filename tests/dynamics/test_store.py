@@ -226,16 +226,20 @@ def test_what_another_process_is_fitting_is_waited_for(tmp_path: Path) -> None:
                 fit_or_load(
                     second, DATA, key="k", root=root, scratch=tmp_path / "run2", on_wait=lambda: order.append("waits")
                 )
-            )
+            ),
+            daemon=True,  # one that waits for ever must not keep the tests from ending
         )
         waiting.start()
+        limit = time.monotonic() + 60
         while order != ["waits"]:
+            assert waiting.is_alive(), order
+            assert time.monotonic() < limit
             time.sleep(0.01)
         first.fit(DATA)
         state = {name: tensor[1:] for name, tensor in first.state_dict().items()}
         save_checkpoint(root / "k" / "seed_1", 0, state, keep=1)
         order.append("stored")
-    waiting.join()
+    waiting.join(60)
     assert order == ["waits", "stored", "store"]
     for name, tensor in second.state_dict().items():
         assert torch.equal(tensor, first.state_dict()[name][1:])

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from helpers import load_script
 from torch import Tensor
 
 from mbrl.data.ring import ReplayTable
@@ -133,22 +131,11 @@ def test_the_environment_is_the_same_world() -> None:
     np.testing.assert_allclose(moved - first, [1.0, -1.0], atol=1e-6)
 
 
-def driver(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "scripts" / "reproduce" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_driver_of_the_world_runs_and_does_not_repeat_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(tmp_path), "--variants", "base", "norm", "--quick"]
-    edge_world = driver("edge_world")
+    edge_world = load_script("edge_world")
     assert edge_world.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -165,7 +152,8 @@ def test_the_driver_of_the_world_runs_and_does_not_repeat_itself(
 
 def test_the_driver_of_the_grid_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figure = tmp_path / "grid.png"
-    assert driver("edge_grid").main(["--lengths", "3", "--seeds", "2", "--rounds", "5", "--figure", str(figure)]) == 0
+    words = ["--lengths", "3", "--seeds", "2", "--rounds", "5", "--figure", str(figure)]
+    assert load_script("edge_grid").main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert all(line.count("|") == 10 for line in lines)
