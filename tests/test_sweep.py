@@ -238,11 +238,14 @@ def test_a_fitted_model_is_no_trained_run(store: Path, tmp_path: Path, capsys: p
     folder = tmp_path / "a 'sweep' of one, two"
     given = ["task=refrigerator", "seed=0,1", "updates=100", *TINY, f"store={store}", f'run_dir="{folder}"']
     assert main(["fit", "-m", *given]) == 0
+    assert "mbrl report" not in capsys.readouterr().out  # which knows of no fit
     assert len(runs(folder)) == 2
     assert main(["fit", "-m", *given]) == 0
     assert "2 finished before" in capsys.readouterr().out
     assert main(["train", "-m", *given]) == 0
-    assert "2 to go on with" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 to go on with" in said
+    assert "compare them with: mbrl report" in said
     assert all(read_json(run / "summary.json")["status"] == "finished" for run in runs(folder))
 
 
